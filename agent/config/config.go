@@ -1,0 +1,87 @@
+// Package config is mesh.toml: one strict file, the same in every image.
+// Unknown keys are errors, defaults live in one function (Default), and Load
+// reports every problem at once by key path and line.
+package config
+
+import (
+	"time"
+
+	"flymesh/leader/decide"
+)
+
+// Config is a whole mesh.toml with all defaults filled in.
+type Config struct {
+	Mesh     Mesh
+	Services []Service // in file order
+	Jobs     []Job
+
+	hash string
+}
+
+// Mesh is the [mesh] table.
+type Mesh struct {
+	Name          string        // [mesh] name: part of every derived key; other names cannot talk
+	AnchorApp     string        // anchor_app: the app whose machines carry the epoch record; default: app of the first voting service
+	ReportEvery   time.Duration // report_every
+	Profile       string        // raft timeouts: fast | default | wide
+	Peers         []string      // explicit addresses "host:port" to find others by, besides DNS and the API
+	Discover      []string      // ways of finding others, of: dns, api, peers
+	NoLeaderGrace time.Duration // no_leader_grace: a gated machine admits itself after this long without a leader
+	DrainTimeout  time.Duration // drain_timeout: longest wait for a machine to finish what it has
+	StartTimeout  time.Duration // start_timeout: from the start call to the API's "started"
+	ReadyTimeout  time.Duration // ready_timeout: from "started" to ready
+	GossipPort    int
+	MeshPort      int
+	HealthPort    int
+	Socket        string // unix socket path
+}
+
+// Service is one [service.NAME] table.
+type Service struct {
+	Name     string
+	Kind     string // n8n | embeddings | redis | web | app: chooses default targets
+	App      string // Fly app
+	Group    string // process group, default "app"
+	Vote     bool   // its baseline machines may be raft voters (they hold the tokens)
+	Gate     string // "" | "leader": loaded machines wait for the leader's admission
+	Targets  Targets
+	Probes   []Probe
+	Policy   decide.Service // name, baseline, max, rules, cooldown, mode, pinned, min_samples, ...
+	StopMode string         // stop | suspend
+	Owner    string         // mesh | proxy
+}
+
+// Targets are the service level objectives, for status, alerts and the default queue rule.
+type Targets struct {
+	P95       time.Duration // 0: none
+	ErrorRate float64
+	Queue     float64
+	CPU       float64
+	Memory    float64
+}
+
+// Probe is one [[service.NAME.probe]] table.
+type Probe struct {
+	Type     string        // host | http | prometheus | redis | ...
+	URL      string        // for http and prometheus
+	Addr     string        // for redis: host:port
+	Every    time.Duration // default: report_every
+	Timeout  time.Duration
+	Status   int     // http: wanted status, default 200
+	Body     string  // http: text that the body must contain
+	Latency  string  // prometheus: histogram family, seconds
+	Errors   string  // prometheus: selector of the error count, e.g. `requests_total{code=~"5.."}`
+	Requests string  // prometheus: selector of the request count; default: the histogram's count
+	InFlight string  // prometheus: gauge selector
+	Queue    string  // prometheus: gauge selector
+	Scope    string  // queue scope: machine | service
+	Ready    bool    // its success is needed for readiness
+	CPU      float64 // host: cores that the app may use; 0: cgroup quota, else the machine
+}
+
+// Job is one [job.NAME] table: a scheduled job on a pinned service's primary.
+type Job struct {
+	Name    string
+	Service string
+	Cron    string
+}

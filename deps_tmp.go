@@ -1,0 +1,42 @@
+//go:build deps
+
+// Package flymesh pins dependencies while the parts are being written; removed before the first release.
+package flymesh
+
+import (
+	_ "github.com/BurntSushi/toml"
+	_ "github.com/DataDog/sketches-go/ddsketch"
+	_ "github.com/DataDog/sketches-go/ddsketch/encoding"
+	_ "github.com/DataDog/sketches-go/ddsketch/mapping"
+	_ "github.com/DataDog/sketches-go/ddsketch/store"
+	_ "github.com/adhocore/gronx"
+	_ "github.com/alecthomas/kong"
+	_ "github.com/anishathalye/porcupine"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/hashicorp/go-hclog"
+	_ "github.com/hashicorp/go-metrics"
+	_ "github.com/hashicorp/go-metrics/prometheus"
+	_ "github.com/hashicorp/memberlist"
+	_ "github.com/hashicorp/raft"
+	_ "github.com/hashicorp/raft-wal"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/promauto"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/collectors"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/prometheus/common/expfmt"
+	_ "github.com/prometheus/client_model/go"
+	_ "github.com/prometheus/common/model"
+	_ "github.com/redis/go-redis/v9"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/shirou/gopsutil/v3/cpu"
+	_ "github.com/shirou/gopsutil/v3/mem"
+	_ "github.com/shirou/gopsutil/v3/process"
+	_ "github.com/superfly/fly-go"
+	_ "github.com/superfly/fly-go/flaps"
+	_ "github.com/superfly/fly-go/tokens"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/time/rate"
+	_ "pgregory.net/rapid"
+)

@@ -1,0 +1,106 @@
+// Package report holds what one machine says about itself: the Report, its
+// latency Sketch and their wire form of at most MaxSize bytes.
+//
+// PURE: values in, values out. A measurement that could not be made is absent
+// (Value.OK is false), never zero.
+package report
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// MaxSize is the largest encoded report in bytes, so that one report fits one
+// 6PN packet (MTU 1420) with encryption and headers around it.
+const MaxSize = 1200
+
+// Value is a measurement that may be absent. The zero Value is absent.
+type Value struct {
+	X  float64 // in base units: ratio, seconds, count
+	OK bool    // false: unknown; X then has no meaning
+}
+
+// Of returns a known value.
+func Of(x float64) Value { return Value{X: x, OK: true} }
+
+// MarshalJSON writes the number, or null for an absent value.
+func (v Value) MarshalJSON() ([]byte, error) {
+	if !v.OK {
+		return []byte("null"), nil
+	}
+	return json.Marshal(v.X)
+}
+
+// UnmarshalJSON reads a number or null.
+func (v *Value) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		*v = Value{}
+		return nil
+	}
+	v.OK = true
+	return json.Unmarshal(b, &v.X)
+}
+
+// Readiness is the state of the app beside the agent. /health answers 200 in
+// Ready alone.
+type Readiness uint8
+
+// The readiness states, in the order in which a machine passes them.
+const (
+	Booting  Readiness = iota // the app is not up yet, or a probe fails
+	Warming                   // the app answers, warm-up is under way
+	Loaded                    // warm; a gated service waits for the leader's admission
+	Ready                     // takes traffic
+	Draining                  // finishes what it has, takes nothing new
+)
+
+var readinessNames = [...]string{"booting", "warming", "loaded", "ready", "draining"}
+
+// String returns the lower-case name that /health, status and logs use.
+func (r Readiness) String() string {
+	if int(r) < len(readinessNames) {
+		return readinessNames[r]
+	}
+	return "unknown"
+}
+
+// QueueScope says what a queue depth counts.
+type QueueScope uint8
+
+// The scopes of a queue depth.
+const (
+	QueueMachine QueueScope = iota // waiting on this machine; a service's depth is the mean over its machines
+	QueueService                   // one queue for the whole service, seen from here; a service's depth is the newest reading
+)
+
+// Report is one machine's view of itself at one moment. Counts and the sketch
+// cover the last minute (or the time since boot, where that is shorter).
+type Report struct {
+	Machine string // Fly machine ID
+	Boot    string // boot ID of the agent, 32 hex digits
+	Seq     uint64 // grows by one with every report of one boot
+	Epoch   uint64 // highest mesh epoch the agent knows
+	Service string // name in mesh.toml
+	Region  string
+	Version string // of the agent
+	Config  string // first 8 hex digits of the hash of mesh.toml
+
+	Uptime time.Duration // of the agent
+
+	CPU    Value // pressure: max(used/allowed, steal), 1 = all that the machine may use
+	Steal  Value // ratio
+	Memory Value // used/limit, ratio
+
+	Queue      Value // waiting requests or jobs
+	QueueScope QueueScope
+	InFlight   Value // requests being worked on
+
+	Requests Value   // requests finished in the last minute
+	Errors   Value   // of these, 5xx and timeouts
+	Latency  *Sketch // durations of the last minute's requests, seconds; nil: unknown
+
+	Readiness Readiness
+	Reason    string // why it is not ready, or which probe fails; short
+	Busy      bool   // runs a job or holds a lock: not to be stopped
+	Leaving   bool   // the last report before an orderly end
+}
