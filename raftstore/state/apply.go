@@ -79,7 +79,7 @@ func (s *State) elect(index uint64, c Command) Result {
 	if c.Term == 0 || c.Term <= s.Term && s.Leader != c.Elect.Machine {
 		return reject(index, Stale, fmt.Sprintf("election in term %d, newest is %d", c.Term, s.Term))
 	}
-	s.Term, s.Leader = c.Term, c.Elect.Machine
+	s.Term, s.Leader, s.Epoch = c.Term, c.Elect.Machine, c.Elect.Epoch
 	for _, o := range s.Ops {
 		o.Crossed++
 	}
@@ -101,7 +101,7 @@ func (s *State) begin(index uint64, c Command) Result {
 	if b.Kind == OpDown && s.Service(b.Service).Primary == b.Machine {
 		return reject(index, Conflict, fmt.Sprintf("machine %s is the primary of %s", b.Machine, b.Service))
 	}
-	id := fmt.Sprintf("%d-%d", c.Term, index)
+	id := fmt.Sprintf("%d-%d-%d", s.Epoch, c.Term, index)
 	o := &Op{
 		ID: id, Service: b.Service, Kind: b.Kind, Step: StepIntent, Machine: b.Machine,
 		From: b.From, To: b.To, Code: b.Code, Reason: b.Reason, By: c.By, Manual: b.Manual,

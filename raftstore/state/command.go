@@ -36,6 +36,7 @@ type Command struct {
 // Elect announces a new leader; a lower term than the newest is stale.
 type Elect struct {
 	Machine string `json:"machine"`
+	Epoch   uint64 `json:"epoch"`
 }
 
 // Begin commits an operation's intent. Rejected while the service has an open one.

@@ -22,6 +22,7 @@ const maxSeen = 1024
 // State is all that the mesh agrees on. Copies made by Clone share nothing.
 type State struct {
 	Index    uint64              `json:"index"` // last applied log index
+	Epoch    uint64              `json:"epoch"` // of the cluster, announced with each election
 	Term     uint64              `json:"term"`  // newest term that a leader announced
 	Leader   string              `json:"leader"`
 	Services map[string]*Service `json:"services"`
@@ -102,7 +103,8 @@ const (
 	StepUndo     Step = "undo"     // giving up: an up stops its machine, a down uncordons it
 )
 
-// Op is one open operation. Its ID is "<term>-<index>" of the entry that began it.
+// Op is one open operation. Its ID is "<epoch>-<term>-<index>" of the entry
+// that began it: terms and indexes start anew with each epoch.
 type Op struct {
 	ID      string    `json:"id"`
 	Service string    `json:"service"`
