@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// MaxSize is the largest encoded report in bytes, so that one report fits one
-// 6PN packet (MTU 1420) with encryption and headers around it.
-const MaxSize = 1200
+// MaxSize is the largest encoded report in bytes, so that one report with
+// encryption and all headers around it fits the smallest IPv6 MTU, 1280, and
+// is never split.
+const MaxSize = 1168
 
 // Value is a measurement that may be absent. The zero Value is absent.
 type Value struct {
