@@ -1,6 +1,8 @@
 // Package config is mesh.toml: one strict file, the same in every image.
-// Unknown keys are errors, defaults live in one function (Default), and Load
-// reports every problem at once by key path and line.
+//
+// Unknown keys are errors, defaults live in one place (defaults.go), and Load
+// reports every problem at once by key path and line. A Config is a value that
+// nobody changes after Load; any goroutine may read it.
 package config
 
 import (
@@ -13,7 +15,7 @@ import (
 type Config struct {
 	Mesh     Mesh
 	Services []Service // in file order
-	Jobs     []Job
+	Jobs     []Job     // in file order
 
 	hash string
 }
@@ -39,30 +41,31 @@ type Mesh struct {
 // Service is one [service.NAME] table.
 type Service struct {
 	Name     string
-	Kind     string // n8n | embeddings | redis | web | app: chooses default targets
+	Kind     string // n8n | embeddings | redis | web | app: chooses default targets and rules
 	App      string // Fly app
 	Group    string // process group, default "app"
 	Vote     bool   // its baseline machines may be raft voters (they hold the tokens)
 	Gate     string // "" | "leader": loaded machines wait for the leader's admission
 	Targets  Targets
-	Probes   []Probe
+	Probes   []Probe        // one of type host is always there
 	Policy   decide.Service // name, baseline, max, rules, cooldown, mode, pinned, min_samples, ...
 	StopMode string         // stop | suspend
 	Owner    string         // mesh | proxy
 }
 
-// Targets are the service level objectives, for status, alerts and the default queue rule.
+// Targets are the service level objectives, for status, alerts and the default
+// queue rule. Zero means none.
 type Targets struct {
-	P95       time.Duration // 0: none
-	ErrorRate float64
-	Queue     float64
-	CPU       float64
-	Memory    float64
+	P95       time.Duration
+	ErrorRate float64 // ratio
+	Queue     float64 // requests or jobs
+	CPU       float64 // ratio
+	Memory    float64 // ratio
 }
 
 // Probe is one [[service.NAME.probe]] table.
 type Probe struct {
-	Type     string        // host | http | prometheus | redis | ...
+	Type     string        // host | http | prometheus | redis
 	URL      string        // for http and prometheus
 	Addr     string        // for redis: host:port
 	Every    time.Duration // default: report_every
@@ -83,5 +86,65 @@ type Probe struct {
 type Job struct {
 	Name    string
 	Service string
-	Cron    string
+	Cron    string // five fields, UTC
+}
+
+// Hash returns the first 8 hex digits of the SHA-256 of what the file says;
+// comments, white space and the order of keys do not matter. Agents show it so
+// that machines with another file stand out.
+func (c *Config) Hash() string { return c.hash }
+
+// Service returns the service of that name.
+func (c *Config) Service(name string) (Service, bool) {
+	for _, s := range c.Services {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return Service{}, false
+}
+
+// ServiceOf returns the service that runs as this app and process group.
+func (c *Config) ServiceOf(app, group string) (Service, bool) {
+	for _, s := range c.Services {
+		if s.App == app && s.Group == group {
+			return s, true
+		}
+	}
+	return Service{}, false
+}
+
+// Policy returns the part of the file that scaling needs.
+func (c *Config) Policy() decide.Policy {
+	p := decide.Policy{ReportEvery: c.Mesh.ReportEvery}
+	for _, s := range c.Services {
+		p.Services = append(p.Services, s.Policy)
+	}
+	return p
+}
+
+// Apps returns every app of the mesh once, in file order.
+func (c *Config) Apps() []string {
+	return c.apps(func(Service) bool { return true })
+}
+
+// TokenApps returns the apps that a voter needs a token for, in file order:
+// those that the mesh scales, and the anchor app, which carries the epoch
+// record.
+func (c *Config) TokenApps() []string {
+	return c.apps(func(s Service) bool {
+		return s.App == c.Mesh.AnchorApp || s.Owner == "mesh" && s.Policy.Mode != decide.Off
+	})
+}
+
+func (c *Config) apps(want func(Service) bool) []string {
+	var apps []string
+	seen := map[string]bool{}
+	for _, s := range c.Services {
+		if want(s) && !seen[s.App] {
+			seen[s.App] = true
+			apps = append(apps, s.App)
+		}
+	}
+	return apps
 }

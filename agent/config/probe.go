@@ -1,0 +1,153 @@
+package config
+
+import (
+	"net/url"
+	"time"
+
+	"flymesh/leader/decide"
+)
+
+// The types of a probe.
+const (
+	probeHost       = "host"
+	probeHTTP       = "http"
+	probePrometheus = "prometheus"
+	probeRedis      = "redis"
+)
+
+var probeTypes = []string{probeHost, probeHTTP, probePrometheus, probeRedis}
+
+// Supplies returns the metrics that the probe measures.
+func (p Probe) Supplies() []decide.Metric {
+	switch p.Type {
+	case probeHost, probeRedis:
+		return []decide.Metric{decide.CPU, decide.Memory}
+	case probePrometheus:
+		var m []decide.Metric
+		if p.Latency != "" {
+			m = append(m, decide.P95)
+		}
+		if p.Queue != "" {
+			m = append(m, decide.Queue)
+		}
+		if p.Errors != "" && (p.Requests != "" || p.Latency != "") {
+			m = append(m, decide.ErrorRate)
+		}
+		return m
+	}
+	return nil
+}
+
+func supplied(probes []Probe) map[decide.Metric]bool {
+	m := map[decide.Metric]bool{}
+	for _, p := range probes {
+		for _, metric := range p.Supplies() {
+			m[metric] = true
+		}
+	}
+	return m
+}
+
+// sourceAdvice says which probe would supply a metric.
+func sourceAdvice(m decide.Metric) string {
+	switch m {
+	case decide.P95:
+		return `add a probe of type "prometheus" with latency = "HISTOGRAM"`
+	case decide.Queue:
+		return `add a probe of type "prometheus" with queue = "GAUGE"`
+	case decide.ErrorRate:
+		return `add a probe of type "prometheus" with errors = "COUNTER{...}" and requests or latency`
+	}
+	return "the host probe always does"
+}
+
+// readProbes reads every probe and puts a host probe first where the file has
+// none, so that CPU and memory always have a source.
+func readProbes(service *table, m Mesh) []Probe {
+	var probes []Probe
+	hosts := 0
+	from := map[string]string{} // what only one probe may measure -> key that does
+	for _, t := range service.subs("probe") {
+		p := readProbe(t, m)
+		if p.Type == probeHost {
+			if hosts++; hosts > 1 {
+				t.bad("type", "a service has one host probe")
+			}
+		}
+		for _, key := range []string{"latency", "errors", "requests", "in_flight", "queue"} {
+			if p.Type != probePrometheus || !t.has(key) {
+				continue
+			}
+			if other, taken := from[key]; taken {
+				t.bad(key, "is measured by %s already; one probe of a service may say it", other)
+				continue
+			}
+			from[key] = t.at(key)
+		}
+		probes = append(probes, p)
+	}
+	if hosts == 0 {
+		probes = append([]Probe{defaultProbe(probeHost, m)}, probes...)
+	}
+	return probes
+}
+
+func readProbe(t *table, m Mesh) Probe {
+	kind := t.need("type", probeHTTP)
+	d := defaultProbe(kind, m)
+	d.Every = t.spanSaid("every", d.Every, 100*time.Millisecond, 5*time.Minute, "mesh.report_every")
+	d.Timeout = t.span("timeout", d.Timeout, 10*time.Millisecond, time.Minute)
+	d.Ready = t.flag("ready", d.Ready)
+	switch kind {
+	case probeHost:
+		d.CPU = t.number("cpu", d.CPU, 1024)
+	case probeHTTP:
+		d.URL = readURL(t, "http://127.0.0.1:8080/health")
+		d.Status = t.count("status", d.Status, 100, 599)
+		d.Body = t.str("body", d.Body)
+	case probePrometheus:
+		d.URL = readURL(t, "http://127.0.0.1:8080/metrics")
+		d.Latency = t.str("latency", d.Latency)
+		d.Errors = t.str("errors", d.Errors)
+		d.Requests = t.str("requests", d.Requests)
+		d.InFlight = t.str("in_flight", d.InFlight)
+		d.Queue = t.str("queue", d.Queue)
+		d.Scope = t.str("scope", d.Scope, "machine", "service")
+		switch {
+		case d.Latency+d.Errors+d.Requests+d.InFlight+d.Queue == "":
+			t.f.bad(t.path, "", "measures nothing; give it at least one of latency, errors, requests, in_flight, queue")
+		case d.Errors != "" && d.Requests == "" && d.Latency == "":
+			t.bad("errors", "needs requests or latency beside it: an error rate is errors over requests")
+		}
+		if t.has("scope") && d.Queue == "" {
+			t.bad("scope", "says what queue counts, but there is no queue")
+		}
+	case probeRedis:
+		d.Addr = t.need("addr", "127.0.0.1:6379")
+		if d.Addr != "" && !isHostPort(d.Addr) {
+			t.bad("addr", `must be "host:port", e.g. "127.0.0.1:6379"`)
+		}
+	default:
+		if kind != "" {
+			t.bad("type", "must be %s%s", oneOf(probeTypes), didYouMean(kind, probeTypes))
+		}
+		// The keys cannot be judged without knowing the type.
+		t.free = true
+	}
+	return d
+}
+
+func readURL(t *table, example string) string {
+	raw := t.need("url", example)
+	if raw == "" {
+		return ""
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err == nil && u.User != nil:
+		t.f.bad(t.at("url"), "", "must not hold a user or password: this file is in every image")
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		t.bad("url", "must be an http or https URL, e.g. %q", example)
+	}
+	return raw
+}

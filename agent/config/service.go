@@ -1,0 +1,146 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/adhocore/gronx"
+
+	"flymesh/leader/decide"
+)
+
+// appName is what Fly accepts as the name of an app.
+var appName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+var modes = []string{string(decide.Auto), string(decide.UpOnly), string(decide.Shadow), string(decide.Off)}
+
+func readService(t *table, name string, m Mesh) Service {
+	kind := t.str("kind", KindApp, kinds...)
+	d := DefaultService(kind, m)
+	s := Service{
+		Name:     name,
+		Kind:     kind,
+		App:      t.need("app", m.Name+"-"+name),
+		Group:    t.str("group", d.Group),
+		Vote:     t.flag("vote", d.Vote),
+		Gate:     t.str("gate", d.Gate, "", "leader"),
+		Targets:  readTargets(t.sub("targets"), d.Targets),
+		StopMode: t.str("stop_mode", d.StopMode, "stop", "suspend"),
+		Owner:    t.str("owner", d.Owner, "mesh", "proxy"),
+	}
+	s.Policy = readPolicy(t, name, kind, d.Policy)
+	if s.App != "" && !appName.MatchString(s.App) {
+		t.bad("app", "must be the name of a Fly app: lower-case letters, digits and inner dashes")
+	}
+	if s.Group == "" {
+		t.bad("group", "must not be empty; Fly's own default is %q", d.Group)
+	}
+	s.Probes = readProbes(t, m)
+	sources := supplied(s.Probes)
+	up, down := defaultRules(s.Targets, sources)
+	const said = "those of the strategy whose metric has a probe"
+	s.Policy.Up = readRules(t, "up", up, said, ">", m, sources)
+	s.Policy.Down = readRules(t, "down", down, said, "<", m, sources)
+	checkRules(t, s.Policy)
+	return s
+}
+
+func readPolicy(t *table, name, kind string, d decide.Service) decide.Service {
+	const most = 1000 // far over any fleet: catches a slip of the finger
+	p := decide.Service{
+		Name:        name,
+		Baseline:    t.count("baseline", d.Baseline, 1, most),
+		Cooldown:    t.span("cooldown", d.Cooldown, 0, 24*time.Hour),
+		Mode:        decide.Mode(t.str("mode", string(d.Mode), modes...)),
+		Pinned:      t.flag("pinned", d.Pinned),
+		MinSamples:  t.count("min_samples", d.MinSamples, 1, 1_000_000),
+		ReadyGrace:  t.spanSaid("ready_grace", d.ReadyGrace, time.Second, time.Hour, "mesh.ready_timeout"),
+		NoGainAfter: t.count("no_gain_after", d.NoGainAfter, 0, most),
+	}
+	max, said := defaultMax(kind, p.Baseline)
+	p.Max = t.count("max", max, math.MinInt, 3*most)
+	t.f.schema[join(t.form, "max")] = said
+	if p.Max < p.Baseline {
+		t.bad("max", "must be at least baseline (%d)", p.Baseline)
+	}
+	return p
+}
+
+func readTargets(t *table, d Targets) Targets {
+	return Targets{
+		P95:       t.span("p95", d.P95, 0, time.Hour),
+		ErrorRate: t.ratio("error_rate", d.ErrorRate),
+		Queue:     t.number("queue", d.Queue, 1e9),
+		CPU:       t.ratio("cpu", d.CPU),
+		Memory:    t.ratio("memory", d.Memory),
+	}
+}
+
+// readRules reads up (op ">") or down (op "<").
+func readRules(t *table, key string, fallback []string, said, op string, m Mesh, sources map[decide.Metric]bool) []decide.Rule {
+	var rules []decide.Rule
+	for i, text := range t.list(key, fallback, said) {
+		at := fmt.Sprintf("%s[%d]", t.at(key), i)
+		r, err := decide.ParseRule(text)
+		switch {
+		case err != nil:
+			t.f.bad(at, literal(text), `must be "METRIC > VALUE for DURATION", e.g. "cpu > 80%% for 3m" (%v)`, err)
+			continue
+		case r.Op != op:
+			t.f.bad(at, literal(text), "rules of %s compare with %q", key, op)
+		case r.For < m.ReportEvery:
+			t.f.bad(at, literal(text), "its duration must be at least mesh.report_every (%s), or no report falls into it", shortDuration(m.ReportEvery))
+		case !sources[r.Metric]:
+			t.f.bad(at, literal(text), "no probe of this service supplies %s; %s", r.Metric, sourceAdvice(r.Metric))
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+// checkRules refuses rules that would answer one measurement with both an
+// addition and a removal.
+func checkRules(t *table, p decide.Service) {
+	for _, d := range p.Down {
+		for i, u := range p.Up {
+			if d.Metric == u.Metric && d.Value > u.Value {
+				t.f.bad(fmt.Sprintf("%s[%d]", t.at("up"), i), literal(u.Text),
+					"would add a machine where %q removes one; its value must not be under that rule's", d.Text)
+			}
+		}
+	}
+}
+
+func readJob(t *table, name string, c *Config) Job {
+	j := Job{
+		Name:    name,
+		Service: t.need("service", "n8n"),
+		Cron:    t.need("cron", "0 2 * * *"),
+	}
+	if !jobName.MatchString(name) {
+		t.f.bad(t.path, "", "job names are letters, digits, dashes and underscores, at most 63, and begin with a letter")
+	}
+	known := make([]string, 0, len(c.Services))
+	for _, s := range c.Services {
+		known = append(known, s.Name)
+	}
+	if s, ok := c.Service(j.Service); j.Service != "" && !ok {
+		t.bad("service", "must be %s%s", oneOf(known), didYouMean(j.Service, known))
+	} else if ok && !s.Policy.Pinned {
+		t.bad("service", "must be a service with pinned = true, or the job could run on two machines: set pinned in [service.%s]", s.Name)
+	}
+	if j.Cron != "" && !isCron(j.Cron) {
+		t.bad("cron", `must be five fields in UTC: minute hour day month weekday, e.g. "0 2 * * *"`)
+	}
+	return j
+}
+
+// isCron wants the five classic fields: the library would also take seconds,
+// years and names such as @daily.
+func isCron(spec string) bool {
+	return len(slices.DeleteFunc(regexp.MustCompile(`\s+`).Split(spec, -1), func(s string) bool { return s == "" })) == 5 &&
+		gronx.New().IsValid(spec)
+}
