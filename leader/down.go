@@ -1,0 +1,190 @@
+package leader
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"flymesh/probes/report"
+	"flymesh/raftstore/state"
+)
+
+// down carries a removal on by one step.
+func (d *driver) down(ctx context.Context, s Service, op state.Op) error {
+	switch op.Step {
+	case state.StepIntent:
+		return d.cordon(ctx, s, op)
+	case state.StepCordon:
+		return d.cordoned(ctx, s, op)
+	case state.StepDrain:
+		return d.drain(ctx, s, op)
+	case state.StepStopping:
+		return d.stop(ctx, s, op)
+	case state.StepUndo:
+		return d.undoDown(ctx, s, op)
+	}
+	return d.finish(ctx, op, state.Abandoned, fmt.Sprintf("step %q is not one of a removal", op.Step), nil)
+}
+
+// cordon checks the victim once more and commits that it is about to be
+// cordoned.
+func (d *driver) cordon(ctx context.Context, s Service, op state.Op) error {
+	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
+	if err != nil {
+		if FaultOf(err) == Gone {
+			return d.finish(ctx, op, state.Abandoned, "machine "+op.Machine+" is gone", nil)
+		}
+		return err
+	}
+	if m.State != "started" {
+		return d.finish(ctx, op, state.Abandoned, "machine "+op.Machine+" is "+m.State+" already", nil)
+	}
+	if err := d.mayStop(ctx, s, op); err != nil {
+		return d.finish(ctx, op, state.Abandoned, err.Error(), nil)
+	}
+	return d.advance(ctx, op, state.StepCordon, op.Machine, "")
+}
+
+// cordoned takes the machine out of the proxy's rotation. The mark says whose
+// cordon it is: a leader that finds it without an open operation takes it back.
+func (d *driver) cordoned(ctx context.Context, s Service, op state.Op) error {
+	if err := d.allowed(ctx); err != nil {
+		return err
+	}
+	if err := d.l.Cloud.SetMetadata(ctx, s.App, op.Machine, MetaRemoval, op.ID); err != nil && FaultOf(err) != Gone {
+		return err
+	}
+	switch err := d.l.Cloud.Cordon(ctx, s.App, op.Machine); faultOf(err) {
+	case "":
+		return d.advance(ctx, op, state.StepDrain, op.Machine, "")
+	case Gone:
+		return d.finish(ctx, op, state.Abandoned, "machine "+op.Machine+" is gone", nil)
+	default:
+		if time.Since(op.StepAt) > d.l.DrainTimeout+time.Minute {
+			return d.advance(ctx, op, state.StepUndo, op.Machine, err.Error())
+		}
+		return err
+	}
+}
+
+// drain lets the machine finish what it has.
+func (d *driver) drain(ctx context.Context, s Service, op state.Op) error {
+	left := d.l.DrainTimeout - time.Since(op.StepAt)
+	if err := d.mayStop(ctx, s, op); err != nil {
+		return d.advance(ctx, op, state.StepUndo, op.Machine, err.Error())
+	}
+	if err := d.allowed(ctx); err != nil {
+		return err
+	}
+	r, err := d.l.Agents.Drain(ctx, op.Machine, max(left, time.Second))
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && left > 0:
+		return err
+	case err != nil:
+		return d.advance(ctx, op, state.StepUndo, op.Machine, fmt.Sprintf("the agent does not answer: %v", err))
+	case r.Busy != "":
+		return d.advance(ctx, op, state.StepUndo, op.Machine, "busy: "+r.Busy)
+	case r.Done:
+		return d.advance(ctx, op, state.StepStopping, op.Machine, "drained")
+	case left > 0:
+		return d.remark(ctx, op, fmt.Sprintf("%d requests in flight", r.InFlight))
+	}
+	return d.advance(ctx, op, state.StepStopping, op.Machine, fmt.Sprintf("deadline passed with %d requests in flight", r.InFlight))
+}
+
+// stop makes sure that the machine has been told to stop, and waits for it.
+func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
+	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
+	if err != nil && FaultOf(err) != Gone {
+		return err
+	}
+	if err != nil || m.State == "stopped" || m.State == "destroyed" || m.State == "suspended" {
+		d.l.Reports.Leave(op.Machine)
+		return d.finish(ctx, op, state.Done, fmt.Sprintf("stopped %s after the decision", time.Since(op.Began).Round(100*time.Millisecond)), nil)
+	}
+	if m.State == "stopping" || !d.recall(30*time.Second) {
+		return nil
+	}
+	if err := d.mayStop(ctx, s, op); err != nil {
+		return d.advance(ctx, op, state.StepUndo, op.Machine, err.Error())
+	}
+	if err := d.allowed(ctx); err != nil {
+		d.called = time.Time{}
+		return err
+	}
+	switch err := d.l.Cloud.Stop(ctx, s.App, op.Machine, 0); faultOf(err) {
+	case "", Unknown, Gone:
+		return nil // the next look says what became of it
+	default:
+		d.called = time.Time{}
+		return err
+	}
+}
+
+// undoDown gives a machine back to its service.
+func (d *driver) undoDown(ctx context.Context, s Service, op state.Op) error {
+	if err := d.allowed(ctx); err != nil {
+		return err
+	}
+	if err := d.l.release(ctx, s.App, op.Machine); err != nil && FaultOf(err) != Gone {
+		return err
+	}
+	if err := d.l.Agents.Undrain(ctx, op.Machine); err != nil && time.Since(op.StepAt) < time.Minute {
+		return err
+	}
+	return d.finish(ctx, op, state.Abandoned, op.Detail, nil)
+}
+
+// release takes our cordon off a machine.
+func (l *Leader) release(ctx context.Context, app, machine string) error {
+	if err := l.Cloud.Uncordon(ctx, app, machine); err != nil {
+		return err
+	}
+	return l.Cloud.SetMetadata(ctx, app, machine, MetaRemoval, "")
+}
+
+// mayStop holds the machine against everything that must never be stopped, as
+// it is now and not as it was when the removal was decided.
+func (d *driver) mayStop(ctx context.Context, s Service, op state.Op) error {
+	if d.l.Store.State().Service(op.Service).Primary == op.Machine {
+		return fmt.Errorf("machine %s is the primary of %s", op.Machine, op.Service)
+	}
+	if op.Machine == d.l.Self {
+		return fmt.Errorf("machine %s leads the mesh", op.Machine)
+	}
+	if rep, ok := d.report(op.Machine); ok && rep.Busy {
+		return fmt.Errorf("machine %s is busy: %s", op.Machine, rep.Reason)
+	}
+	if op.Kind == state.OpDown {
+		if n, err := d.othersReady(ctx, s, op.Machine); err != nil {
+			return err
+		} else if n == 0 {
+			return fmt.Errorf("machine %s is the last ready one of %s", op.Machine, op.Service)
+		}
+	}
+	if err := d.l.Store.MayStop(ctx, op.Machine); err != nil {
+		return fmt.Errorf("machine %s holds a vote: %w", op.Machine, err)
+	}
+	return nil
+}
+
+// othersReady counts the service's other machines that the API calls started
+// and that say now that they are ready.
+func (d *driver) othersReady(ctx context.Context, s Service, machine string) (int, error) {
+	ms, err := d.group(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, m := range ms {
+		if m.ID == machine || m.State != "started" || m.Cordoned || !m.HostOK {
+			continue
+		}
+		if rep, ok := d.report(m.ID); ok && rep.Readiness == report.Ready {
+			n++
+		}
+	}
+	return n, nil
+}

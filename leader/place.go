@@ -1,0 +1,186 @@
+package leader
+
+import (
+	"context"
+	"time"
+
+	"flymesh/leader/window"
+	"flymesh/probes/report"
+	"flymesh/raftstore/state"
+)
+
+// place gives every pinned service a primary and keeps it there. A primary
+// moves only when its machine is gone for good, or has not run for PinGrace.
+func (l *Leader) place(ctx context.Context, t Term) {
+	st := l.Store.State()
+	for _, s := range l.Services {
+		name := s.Policy.Name
+		if n, _ := l.listed.of(s.App); !s.Policy.Pinned || n.err != nil || n.began.IsZero() {
+			continue
+		}
+		ms := l.machines(s)
+		mem := st.Service(name)
+		if mem.Primary != "" && l.keepsPlace(name, mem.Primary, ms) {
+			l.mirror(ctx, s, mem.Primary, ms)
+			continue
+		}
+		if o, ok := st.OpOf(name); ok && o.Kind == state.OpDown {
+			continue // first let the removal end: the choice must not fall on its machine
+		}
+		next, why := l.primary(name, mem.Primary, ms)
+		if next == "" {
+			continue
+		}
+		if _, err := l.propose(ctx, t, state.Command{Pin: &state.Pin{Service: name, Machine: next, Reason: why}}); err != nil {
+			l.log.Warn("pin failed", "service", name, "machine", next, "error", err)
+			continue
+		}
+		l.log.Info("primary chosen", "service", name, "machine", next, "reason", why)
+		l.mirror(ctx, s, next, ms)
+	}
+}
+
+func (l *Leader) keepsPlace(service, primary string, ms []Machine) bool {
+	for _, m := range ms {
+		if m.ID != primary || m.State == "destroyed" || m.State == "destroying" {
+			continue
+		}
+		if m.State == "started" || !m.HostOK {
+			delete(l.gone, service)
+			return true
+		}
+		since, ok := l.gone[service]
+		if !ok {
+			since = time.Now()
+			l.gone[service] = since
+		}
+		return time.Since(since) < l.PinGrace
+	}
+	delete(l.gone, service)
+	return false
+}
+
+// primary chooses: the machine that already carries the mark, else the oldest
+// ready one that the mesh did not create, else the oldest that runs.
+func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
+	type rank struct {
+		marked, lasting, ready bool
+		created                time.Time
+	}
+	better := func(a, b rank) bool {
+		switch {
+		case a.marked != b.marked:
+			return a.marked
+		case a.ready != b.ready:
+			return a.ready
+		case a.lasting != b.lasting:
+			return a.lasting
+		}
+		return a.created.Before(b.created)
+	}
+	var best rank
+	for _, m := range ms {
+		if m.State != "started" || !m.HostOK || m.ID == old || m.Metadata[MetaRemoval] != "" {
+			continue
+		}
+		r := rank{m.Metadata[MetaPrimary] == service, m.Metadata[MetaOp] == "", l.ready(m.ID), m.Created}
+		if id == "" || better(r, best) {
+			id, best = m.ID, r
+		}
+	}
+	switch {
+	case id == "":
+		return "", ""
+	case best.marked:
+		return id, "carries the mark of an earlier choice"
+	case old == "":
+		return id, "first choice: the oldest that is ready"
+	}
+	return id, "the old primary " + old + " is gone"
+}
+
+// mirror keeps the primary's mark in Fly metadata, for people to see and for a
+// leader of a new epoch to find.
+func (l *Leader) mirror(ctx context.Context, s Service, primary string, ms []Machine) {
+	for _, m := range ms {
+		want := ""
+		if m.ID == primary {
+			want = s.Policy.Name
+		}
+		if m.Metadata[MetaPrimary] == want {
+			continue
+		}
+		if err := l.Store.Verify(ctx); err != nil {
+			return
+		}
+		if err := l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaPrimary, want); err != nil {
+			l.log.Debug("mark primary failed", "machine", m.ID, "error", err)
+		}
+	}
+}
+
+// fresh looks, once at the start of a term, for removals that no open
+// operation knows (a mesh that lost its state in the middle of one) and gives
+// their machines back.
+func (l *Leader) fresh(ctx context.Context, t Term) {
+	l.list(ctx)
+	open := l.Store.State().Ops
+	for _, s := range l.Services {
+		for _, m := range l.machines(s) {
+			op := m.Metadata[MetaRemoval]
+			if op == "" || open[op] != nil || m.State != "started" {
+				continue
+			}
+			if err := l.Store.Verify(ctx); err != nil {
+				return
+			}
+			if err := l.release(ctx, s.App, m.ID); err != nil {
+				l.log.Warn("give machine back failed", "machine", m.ID, "error", err)
+				continue
+			}
+			_ = l.Agents.Undrain(ctx, m.ID) // it may not be in a drain at all
+			note := &state.Note{Kind: "uncordon", Service: s.Policy.Name, Machine: m.ID, Reason: "left over from removal " + op + ", which nobody remembers"}
+			if _, err := l.propose(ctx, t, state.Command{Note: note}); err != nil {
+				l.log.Warn("note failed", "error", err)
+			}
+		}
+	}
+}
+
+// admit lets loaded machines of gated services become ready: first the
+// committed entry, then the word to the machine, again each round until it
+// says that it is ready.
+func (l *Leader) admit(ctx context.Context, t Term) {
+	type waiting struct{ service, machine, boot string }
+	var all []waiting
+	l.Reports.with(func(w *window.Window) {
+		for _, id := range w.Machines() {
+			r, age, ok := w.Latest(time.Now(), id)
+			if s, known := l.service(r.Service); ok && known && s.Gated && w.Fresh(age) && r.Readiness == report.Loaded {
+				all = append(all, waiting{r.Service, id, r.Boot})
+			}
+		}
+	})
+	for _, m := range all {
+		if l.Store.State().Admitted[m.machine] != m.boot {
+			if err := l.Store.Verify(ctx); err != nil {
+				return
+			}
+			if _, err := l.propose(ctx, t, state.Command{Admit: &state.Admit{Service: m.service, Machine: m.machine, Boot: m.boot}}); err != nil {
+				l.log.Warn("admit failed", "machine", m.machine, "error", err)
+				continue
+			}
+		}
+		if err := l.Agents.Admit(ctx, m.machine, m.boot); err != nil {
+			l.log.Warn("tell admission failed", "machine", m.machine, "error", err)
+		}
+	}
+}
+
+func (l *Leader) ready(machine string) (ok bool) {
+	l.Reports.with(func(w *window.Window) {
+		r, age, heard := w.Latest(time.Now(), machine)
+		ok = heard && w.Fresh(age) && r.Readiness == report.Ready
+	})
+	return ok
+}

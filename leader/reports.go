@@ -1,0 +1,82 @@
+package leader
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"flymesh/leader/window"
+	"flymesh/probes/report"
+)
+
+// Reports is the window that every voter keeps, safe for concurrent use: the
+// gossip feeds it, a ticker closes its samples, the leader reads it.
+type Reports struct {
+	every time.Duration
+
+	mu sync.Mutex // guards w
+	w  *window.Window
+}
+
+// NewReports returns an empty window with one sample each every.
+func NewReports(every time.Duration, minSamples func(service string) int) *Reports {
+	return &Reports{every: every, w: window.New(window.Config{Every: every, MinSamples: minSamples})}
+}
+
+// Run closes a sample of every service each report interval until ctx ends.
+func (r *Reports) Run(ctx context.Context) error {
+	t := time.NewTicker(r.every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			r.with(func(w *window.Window) { w.Tick(time.Now()) })
+		}
+	}
+}
+
+// Add takes one report in.
+func (r *Reports) Add(rep report.Report) {
+	r.with(func(w *window.Window) {
+		if rep.Leaving {
+			w.Leave(time.Now(), rep.Machine)
+			return
+		}
+		w.Add(time.Now(), rep)
+	})
+}
+
+// Leave forgets a machine that is known to be gone.
+func (r *Reports) Leave(machine string) {
+	r.with(func(w *window.Window) { w.Leave(time.Now(), machine) })
+}
+
+// Export returns the history for a new voter.
+func (r *Reports) Export() (b []byte, err error) {
+	r.with(func(w *window.Window) { b, err = w.Export() })
+	return b, err
+}
+
+// Import merges the history of another voter.
+func (r *Reports) Import(b []byte) (err error) {
+	r.with(func(w *window.Window) { err = w.Import(b) })
+	return err
+}
+
+func (r *Reports) with(f func(*window.Window)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(r.w)
+}
+
+// Latest returns a machine's newest report, its age, and whether it is young
+// enough to be believed; ok is false if none was ever heard.
+func (r *Reports) Latest(now time.Time, machine string) (rep report.Report, age time.Duration, fresh, ok bool) {
+	r.with(func(w *window.Window) {
+		rep, age, ok = w.Latest(now, machine)
+		fresh = ok && w.Fresh(age)
+	})
+	return rep, age, fresh, ok
+}
