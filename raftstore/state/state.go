@@ -178,7 +178,7 @@ func (s *State) Snapshot() ([]byte, error) { return json.Marshal(s) }
 // Restore replaces nothing: it returns the state of a snapshot, or an error
 // and no state.
 func Restore(b []byte) (*State, error) {
-	s := New()
+	s := &State{}
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("restore state: %w", err)
 	}
