@@ -1,0 +1,215 @@
+package probes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"flymesh/probes/report"
+)
+
+// Schedule is one probe with its cadence.
+type Schedule struct {
+	Prober  Prober
+	Every   time.Duration // from the start of one probe to the start of the next
+	Timeout time.Duration // of one probe, at most Every
+	Ready   bool          // the machine is ready only while this probe succeeds
+}
+
+// staleAfter is the number of periods after which a result no longer counts.
+const staleAfter = 3
+
+// Runner asks a set of probes. It is made by NewRunner, works while Run runs,
+// and is read by Collect.
+type Runner struct {
+	probes []Schedule
+	log    *slog.Logger
+
+	mu      sync.Mutex // guards results
+	results []result   // parallel to probes
+}
+
+type result struct {
+	at      time.Time // end of the probe; zero: none yet
+	reading Reading
+	err     error
+}
+
+// NewRunner checks that the probes fit together and returns their Runner. It
+// reports every problem at once.
+func NewRunner(probes []Schedule, log *slog.Logger) (*Runner, error) {
+	var problems []error
+	names := map[string]bool{}
+	source := map[Field]string{}
+	for _, s := range probes {
+		name := s.Prober.Name()
+		if names[name] {
+			problems = append(problems, fmt.Errorf("two probes are named %q", name))
+		}
+		names[name] = true
+		if s.Every <= 0 || s.Timeout <= 0 || s.Timeout > s.Every {
+			problems = append(problems, fmt.Errorf("probe %s: want 0 < timeout <= every, got %v and %v", name, s.Timeout, s.Every))
+		}
+		for i, field := range fieldNames {
+			f := Field(1) << i
+			if s.Prober.Fields()&exclusive&f == 0 {
+				continue
+			}
+			if other, ok := source[f]; ok {
+				problems = append(problems, fmt.Errorf("probes %s and %s both measure %s: only one may", other, name, field))
+			}
+			source[f] = name
+		}
+	}
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("combine probes: %w", errors.Join(problems...))
+	}
+	return &Runner{
+		probes:  slices.Clone(probes),
+		log:     log.With("component", "probes"),
+		results: make([]result, len(probes)),
+	}, nil
+}
+
+// Run asks each probe in its cadence until ctx ends, and returns nil when the
+// last of them has returned.
+func (r *Runner) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for i := range r.probes {
+		wg.Go(func() { r.loop(ctx, i) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (r *Runner) loop(ctx context.Context, i int) {
+	s := r.probes[i]
+	tick := time.NewTicker(s.Every)
+	defer tick.Stop()
+	failing := false
+	for {
+		probe, cancel := context.WithTimeout(ctx, s.Timeout)
+		reading, err := s.Prober.Probe(probe)
+		if err != nil && errors.Is(probe.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("no answer within %v", s.Timeout)
+		}
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		r.mu.Lock()
+		r.results[i] = result{at: time.Now(), reading: reading, err: err}
+		r.mu.Unlock()
+
+		// One line when a probe starts to fail and one when it recovers.
+		switch {
+		case err != nil && !failing:
+			r.log.Warn("probe fails", "probe", s.Prober.Name(), "error", err)
+		case err == nil && failing:
+			r.log.Info("probe works again", "probe", s.Prober.Name())
+		}
+		failing = err != nil
+
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Collect merges the newest results. Ready is nil when no probe is needed for
+// readiness, else it says whether all of those succeed, and Reason names the
+// first that does not. The problems name the probe and what is missing;
+// Reading.Problems is empty.
+func (r *Runner) Collect() (Reading, []string) {
+	r.mu.Lock()
+	results := slices.Clone(r.results)
+	r.mu.Unlock()
+	now := time.Now()
+
+	var (
+		all      Reading
+		problems []string
+		unknown  Field // of fields that a probe should know and does not
+	)
+	for i, s := range r.probes {
+		name, res := s.Prober.Name(), results[i]
+		switch age := now.Sub(res.at); {
+		case res.at.IsZero():
+			res.err = errors.New("no result yet")
+		case age > staleAfter*s.Every:
+			res.err = fmt.Errorf("no result for %v", age.Truncate(time.Second))
+		}
+		m := res.reading
+		if res.err != nil {
+			m = NotReady(res.err.Error())
+			m.Problems = []string{res.err.Error()}
+		}
+		for _, p := range m.Problems {
+			problems = append(problems, name+": "+p)
+		}
+		if s.Ready {
+			ready := m.Ready == nil || *m.Ready
+			if all.Ready == nil || *all.Ready && !ready {
+				all.Ready = &ready
+				if !ready {
+					all.Reason = name + ": " + m.Reason
+				}
+			}
+		}
+		unknown |= merge(&all, m, s.Prober.Fields())
+	}
+	if unknown&CPU != 0 {
+		all.CPU = report.Value{}
+	}
+	if unknown&Memory != 0 {
+		all.Memory = report.Value{}
+	}
+	return all, problems
+}
+
+// merge adds m to all and returns which of CPU and Memory m should know and
+// does not: the greatest of some sources may hide a saturated one.
+func merge(all *Reading, m Reading, fields Field) (unknown Field) {
+	if fields&CPU != 0 {
+		all.CPU = greatest(all.CPU, m.CPU)
+		all.Steal = greatest(all.Steal, m.Steal)
+		if !m.CPU.OK {
+			unknown |= CPU
+		}
+	}
+	if fields&Memory != 0 {
+		all.Memory = greatest(all.Memory, m.Memory)
+		if !m.Memory.OK {
+			unknown |= Memory
+		}
+	}
+	if fields&Queue != 0 {
+		all.Queue, all.QueueScope = m.Queue, m.QueueScope
+	}
+	if fields&InFlight != 0 {
+		all.InFlight = m.InFlight
+	}
+	if fields&Requests != 0 {
+		all.Requests = m.Requests
+	}
+	if fields&Errors != 0 {
+		all.Errors = m.Errors
+	}
+	if fields&Latency != 0 {
+		all.Latency = m.Latency
+	}
+	return unknown
+}
+
+func greatest(a, b report.Value) report.Value {
+	if !a.OK || b.OK && b.X > a.X {
+		return b
+	}
+	return a
+}
