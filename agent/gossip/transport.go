@@ -1,0 +1,100 @@
+package gossip
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// transport wraps the real or the in-memory network. It counts packets, and
+// puts on each stream the deadline that memberlist leaves out when it writes.
+type transport struct {
+	memberlist.NodeAwareTransport
+	metrics *metrics
+	abort   context.CancelFunc // ends dials and streams under way
+	closing context.Context
+}
+
+func newTransport(t memberlist.NodeAwareTransport, m *metrics) *transport {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &transport{NodeAwareTransport: t, metrics: m, closing: ctx, abort: cancel}
+}
+
+// listen opens UDP and TCP sockets. The port that the system chooses for TCP
+// may be taken for UDP, hence the tries.
+func listen(ip netip.Addr, port int, l *log.Logger) (*memberlist.NetTransport, error) {
+	tries := 1
+	if port == 0 {
+		tries = 10
+	}
+	var err error
+	for range tries {
+		var t *memberlist.NetTransport
+		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
+			BindAddrs: []string{ip.String()}, BindPort: port, Logger: l,
+		})
+		if err == nil {
+			return t, nil
+		}
+	}
+	return nil, err
+}
+
+// FinalAdvertiseAddr implements memberlist.Transport: what it is bound to.
+func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	return t.NodeAwareTransport.FinalAdvertiseAddr("", 0)
+}
+
+// WriteTo implements memberlist.Transport.
+func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	return t.WriteToAddress(b, memberlist.Address{Addr: addr})
+}
+
+// WriteToAddress implements memberlist.NodeAwareTransport.
+func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	t.metrics.packets.Inc()
+	t.metrics.bytes.Add(float64(len(b)))
+	return t.NodeAwareTransport.WriteToAddress(b, a)
+}
+
+// DialTimeout implements memberlist.Transport.
+func (t *transport) DialTimeout(addr string, d time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, d)
+}
+
+// DialAddressTimeout implements memberlist.NodeAwareTransport.
+func (t *transport) DialAddressTimeout(a memberlist.Address, d time.Duration) (net.Conn, error) {
+	var c net.Conn
+	var err error
+	if _, ok := t.NodeAwareTransport.(*memberlist.NetTransport); ok {
+		dialer := net.Dialer{Timeout: d}
+		c, err = dialer.DialContext(t.closing, "tcp", a.Addr)
+	} else {
+		c, err = t.NodeAwareTransport.DialAddressTimeout(a, d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetDeadline(time.Now().Add(d)); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	return &stream{c, context.AfterFunc(t.closing, func() { c.Close() })}, nil
+}
+
+// stream is a connection that also ends when the transport is to close.
+type stream struct {
+	net.Conn
+	forget func() bool
+}
+
+// Close implements net.Conn.
+func (s *stream) Close() error {
+	s.forget()
+	return s.Conn.Close()
+}
