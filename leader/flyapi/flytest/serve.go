@@ -1,0 +1,238 @@
+package flytest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// call is one request on its way through the API.
+type call struct {
+	ctx     context.Context
+	r       *http.Request
+	route   *route
+	app     string
+	id      string // of the machine
+	key     string // of the metadata
+	nonce   string // lease
+	owner   string // who a lease taken now would belong to
+	body    []byte
+	machine string // for the audit log: the machine that a create made
+	name    string // for the audit log: the name that a create asked for
+}
+
+// reply is an answer: body as JSON, or raw bytes.
+type reply struct {
+	code        int
+	body        any
+	raw         []byte
+	contentType string
+}
+
+func ok(body any) (reply, error) { return reply{code: http.StatusOK, body: body}, nil }
+
+// ServeHTTP answers /_emulator/ itself and everything else as the Machines API.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/_emulator/") {
+		s.serveControl(w, r)
+		return
+	}
+	began := time.Now()
+	requestID := s.ids.ulid(began) + "-emu"
+	w.Header().Set("Fly-Request-Id", requestID)
+	c := &call{ctx: r.Context(), r: r, nonce: r.Header.Get("fly-machine-lease-nonce"), owner: fingerprint(r) + "@flytest"}
+	found := c.match(r.Method, r.URL.Path)
+	line := Request{
+		At: began, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, App: c.app, Machine: c.id,
+		By: fingerprint(r), UserAgent: r.UserAgent(), RequestID: requestID,
+	}
+	if found {
+		line.Action = c.route.action
+	}
+	index := s.audit.begin(line)
+	out := answer{}
+	defer func() {
+		s.audit.update(index, func(l *Request) {
+			l.DurationMS = float64(time.Since(began).Microseconds()) / 1000
+			l.Status, l.Committed, l.Fault, l.Error, l.Name = out.status, out.committed, out.fault, out.err, c.name
+			if c.machine != "" {
+				l.Machine = c.machine
+			}
+		})
+	}()
+	if !found {
+		out.status = http.StatusNotFound
+		http.Error(w, "404 page not found", http.StatusNotFound)
+		return
+	}
+	rep := s.answer(c, &out)
+	if rep == nil || c.ctx.Err() != nil {
+		panic(http.ErrAbortHandler) // closes the connection without an answer
+	}
+	out.status = rep.code
+	if out.committed && r.Method != http.MethodGet {
+		http.SetCookie(w, &http.Cookie{Name: "fly_flaps_affinity", Value: s.cookie, Path: "/v1/apps/" + c.app})
+	}
+	rep.write(w)
+}
+
+// answer is what the audit log says of the end of a request.
+type answer struct {
+	status    int
+	committed bool
+	fault     string
+	err       string
+}
+
+// answer passes a request through the token check, the rate limiter and the
+// faults to its handler. It returns nil where the client gets no answer.
+func (s *Server) answer(c *call, out *answer) *reply {
+	if err := s.authorize(c); err != nil {
+		return errorReply(err, out)
+	}
+	if !s.opts.NoLimits {
+		of := c.id
+		if of == "" {
+			of = c.app
+		}
+		if !s.limits.allow(c.route.action, of) {
+			return errorReply(failf(http.StatusTooManyRequests, "rate limit exceeded"), out)
+		}
+	}
+	fault, hit := s.faults.take(c.r.Method, c.r.URL.Path, c.route.action, c.app, c.id)
+	if hit {
+		out.fault = fault.String()
+		if !s.pause(c, time.Duration(fault.Delay)) {
+			return nil
+		}
+		if fault.Drop == "before" || (fault.Status != 0 && fault.Drop == "") {
+			return fault.answer()
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, c.r.Body, 1<<20))
+	if err != nil {
+		return errorReply(failf(http.StatusBadRequest, "read body: %v", err), out)
+	}
+	c.body = body
+	rep, err := c.route.handle(s, c)
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return nil
+	case err != nil:
+		rep = *errorReply(err, out)
+	default:
+		out.committed = true
+	}
+	if hit {
+		if !s.pause(c, time.Duration(fault.AnswerDelay)) {
+			return nil
+		}
+		if fault.Drop == "after" {
+			return fault.answer()
+		}
+	}
+	return &rep
+}
+
+// pause returns false if the client or the emulator went away meanwhile.
+func (s *Server) pause(c *call, d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-c.ctx.Done():
+	case <-s.fleet.ctx.Done():
+	}
+	return false
+}
+
+// authorize checks the token against the app's.
+func (s *Server) authorize(c *call) error {
+	if s.opts.Tokens == nil {
+		return nil
+	}
+	have := tokens(c.r)
+	known := false
+	for app, token := range s.opts.Tokens {
+		for _, t := range have {
+			if t != token {
+				continue
+			}
+			if known = true; c.app == "" || c.app == app {
+				return nil
+			}
+		}
+	}
+	if known {
+		return failf(http.StatusForbidden, "unauthorized: token is not for app %s", c.app)
+	}
+	return failf(http.StatusUnauthorized, "Authenticate: token validation error")
+}
+
+// tokens returns the tokens of the Authorization header.
+func tokens(r *http.Request) []string {
+	_, list, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	return strings.Split(strings.TrimSpace(list), ",")
+}
+
+// fingerprint names the token of a request without showing it.
+func fingerprint(r *http.Request) string {
+	h := r.Header.Get("Authorization")
+	if h == "" {
+		return "anonymous"
+	}
+	sum := sha256.Sum256([]byte(h))
+	return "token-" + hex.EncodeToString(sum[:4])
+}
+
+func errorReply(err error, out *answer) *reply {
+	out.err = err.Error()
+	var e *apiError
+	if !errors.As(err, &e) {
+		e = failf(http.StatusInternalServerError, "internal: %v", err)
+	}
+	body := map[string]string{"error": e.text}
+	if e.status != "" {
+		body["status"] = e.status
+	}
+	return &reply{code: e.code, body: body}
+}
+
+func (p *reply) write(w http.ResponseWriter) {
+	raw := p.raw
+	if p.body != nil {
+		var buf bytes.Buffer
+		if err := json.NewEncoder(&buf).Encode(p.body); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		raw, p.contentType = buf.Bytes(), "application/json; charset=utf-8"
+	}
+	if p.contentType != "" {
+		w.Header().Set("Content-Type", p.contentType)
+	}
+	w.WriteHeader(p.code)
+	w.Write(raw) // a client that went away is no error of ours
+}
+
+// read decodes a JSON body into v; an empty body leaves v as it is.
+func (c *call) read(v any) error {
+	if len(c.body) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(c.body, v); err != nil {
+		return failf(http.StatusBadRequest, "invalid JSON: %v", err)
+	}
+	return nil
+}
