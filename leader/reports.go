@@ -39,13 +39,7 @@ func (r *Reports) Run(ctx context.Context) error {
 
 // Add takes one report in.
 func (r *Reports) Add(rep report.Report) {
-	r.with(func(w *window.Window) {
-		if rep.Leaving {
-			w.Leave(time.Now(), rep.Machine)
-			return
-		}
-		w.Add(time.Now(), rep)
-	})
+	r.with(func(w *window.Window) { w.Add(time.Now(), rep) })
 }
 
 // Leave forgets a machine that is known to be gone.
@@ -55,13 +49,13 @@ func (r *Reports) Leave(machine string) {
 
 // Export returns the history for a new voter.
 func (r *Reports) Export() (b []byte, err error) {
-	r.with(func(w *window.Window) { b, err = w.Export() })
+	r.with(func(w *window.Window) { b, err = w.Export(time.Now()) })
 	return b, err
 }
 
 // Import merges the history of another voter.
 func (r *Reports) Import(b []byte) (err error) {
-	r.with(func(w *window.Window) { err = w.Import(b) })
+	r.with(func(w *window.Window) { err = w.Import(time.Now(), b) })
 	return err
 }
 

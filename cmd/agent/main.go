@@ -1,0 +1,213 @@
+// Command agent is the sidecar: the entrypoint of an image that runs the app
+// and keeps its machine in the mesh.
+//
+//	agent run [-config FILE] -- CMD...   run the app and the mesh half beside it
+//	agent check [-config FILE] [-env]    say everything that is wrong with mesh.toml
+//	agent version
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"flymesh/agent"
+	"flymesh/agent/config"
+	"flymesh/agent/identity"
+	"flymesh/agent/supervise"
+)
+
+// version is set at build time.
+var version = "dev"
+
+const defaultConfig = "/etc/flymesh/mesh.toml"
+
+const usage = `usage: agent run [-config FILE] [-dev] -- CMD...
+       agent check [-config FILE] [-env]
+       agent version
+
+run    starts CMD and, beside it, the mesh half. CMD's output and exit code are untouched.
+check  prints every problem of the file (with -env also of the environment); exit 2 if there is one.
+
+-config defaults to $FLYMESH_CONFIG, then ` + defaultConfig + `.
+-dev    on loopback only: run without FLYMESH_SECRET.
+`
+
+// Exit codes besides the app's own.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return exitUsage
+	}
+	switch args[0] {
+	case "run":
+		return runApp(args[1:])
+	case "mesh": // the mesh half; started by run
+		return runMesh(args[1:])
+	case "check":
+		return check(args[1:])
+	case "version":
+		fmt.Println(version)
+		return 0
+	case "help", "-h", "-help", "--help":
+		fmt.Print(usage)
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "agent: %q is not a command; use run, check or version\n", args[0])
+	return exitUsage
+}
+
+type options struct {
+	config string
+	dev    bool
+	env    bool
+}
+
+func parse(name string, args []string) (options, []string, error) {
+	o := options{config: defaultConfig}
+	if v := os.Getenv("FLYMESH_CONFIG"); v != "" {
+		o.config = v
+	}
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.StringVar(&o.config, "config", o.config, "")
+	f.BoolVar(&o.dev, "dev", false, "")
+	f.BoolVar(&o.env, "env", false, "")
+	err := f.Parse(args)
+	return o, f.Args(), err
+}
+
+func check(args []string) int {
+	o, rest, err := parse("check", args)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("%q is one argument too many", rest[0])
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent check: %v\n", err)
+		return exitUsage
+	}
+	getenv := os.Getenv
+	if !o.env {
+		getenv = nil
+	}
+	return config.Check(os.Stdout, o.config, getenv)
+}
+
+// runApp is the small process that outlives everything: it loads nothing but
+// what it needs to start two children.
+func runApp(args []string) int {
+	o, app, err := parse("run", args)
+	if err != nil || len(app) == 0 {
+		if err == nil {
+			err = errors.New("the app's command is missing: agent run -- CMD")
+		}
+		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
+		return exitUsage
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent run: find own binary: %v\n", err)
+		return exitFailure
+	}
+	mesh := []string{exe, "mesh", "-config", o.config}
+	if o.dev {
+		mesh = append(mesh, "-dev")
+	}
+	so, err := superviseOptions(app, mesh)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
+		return exitUsage
+	}
+	return supervise.Run(context.Background(), so)
+}
+
+// runMesh is the mesh half.
+func runMesh(args []string) int {
+	o, _, err := parse("mesh", args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent mesh: %v\n", err)
+		return exitUsage
+	}
+	log := logger(os.Stderr)
+	ao, err := meshOptions(o, log)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := agent.Run(ctx, ao); err != nil {
+		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+		return exitFailure
+	}
+	return 0
+}
+
+func meshOptions(o options, log *slog.Logger) (agent.Options, error) {
+	cfg, err := config.Load(o.config)
+	if err != nil {
+		return agent.Options{}, err
+	}
+	m, err := identity.FromEnv(os.Getenv)
+	if err != nil {
+		return agent.Options{}, err
+	}
+	secret, err := secretFor(o, cfg, m)
+	if err != nil {
+		return agent.Options{}, err
+	}
+	if v := os.Getenv("FLYMESH_SOCKET"); v != "" {
+		cfg.Mesh.Socket = v
+	}
+	tokens, missing := identity.Tokens(os.Getenv, cfg.TokenApps())
+	if svc, ok := cfg.ServiceOf(m.App, m.Group); ok && svc.Vote && len(missing) > 0 {
+		log.Warn("this machine cannot vote or lead: tokens are missing", "missing", strings.Join(missing, ", "))
+	}
+	if len(missing) > 0 {
+		tokens = nil
+	}
+	child, err := supervise.Parent()
+	if err != nil {
+		return agent.Options{}, err
+	}
+	ao := agent.Options{
+		Config: cfg, Machine: m, Secret: secret, Tokens: tokens, APIBase: os.Getenv("FLY_FLAPS_BASE_URL"),
+		Version: version, Supervisor: child, Logger: log,
+	}
+	return ao, agent.Check(ao)
+}
+
+// secretFor reads the secret. Without one nothing starts, except on loopback
+// with -dev.
+func secretFor(o options, cfg *config.Config, m identity.Machine) (identity.Secret, error) {
+	if v := os.Getenv("FLYMESH_SECRET"); v != "" {
+		return identity.ParseSecret(v)
+	}
+	if ip, err := netip.ParseAddr(m.PrivateIP); o.dev && err == nil && ip.IsLoopback() {
+		return identity.Dev(cfg.Mesh.Name), nil
+	}
+	return identity.Secret{}, errors.New("FLYMESH_SECRET is not set: make one with `agentctl secret new` and set it on every app (fly secrets set FLYMESH_SECRET=...)")
+}
+
+func logger(w io.Writer) *slog.Logger {
+	level := slog.LevelInfo
+	if os.Getenv("FLYMESH_LOG") == "debug" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}
