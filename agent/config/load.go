@@ -123,6 +123,7 @@ func readMesh(t *table, d Mesh) Mesh {
 		HealthPort:    t.count("health_port", d.HealthPort, 1, 65535),
 		Socket:        t.str("socket", d.Socket),
 	}
+	t.f.schema[t.at("anchor_app")] = "the app of the first service with vote = true"
 	if m.Name != "" && !meshName.MatchString(m.Name) {
 		t.bad("name", "must be lower-case letters, digits and inner dashes, at most 32")
 	}
@@ -141,7 +142,7 @@ func readMesh(t *table, d Mesh) Mesh {
 		}
 	}
 	if len(m.Discover) == 0 {
-		t.bad("discover", "must name at least one of %s", oneOf(ways))
+		t.bad("discover", "must name a way: %s", oneOf(ways))
 	}
 	if len(m.Peers) == 0 && len(m.Discover) == 1 && m.Discover[0] == "peers" {
 		t.bad("discover", "names peers alone, but peers is empty: no agent could find another")

@@ -74,15 +74,12 @@ func readProbes(service *table, m Mesh) []Probe {
 				t.bad("type", "a service has one host probe")
 			}
 		}
-		for _, key := range []string{"latency", "errors", "requests", "in_flight", "queue"} {
-			if p.Type != probePrometheus || !t.has(key) {
+		for _, field := range exclusive(p) {
+			if other, taken := from[field.name]; taken {
+				t.bad(field.key, "%s is measured by %s already; one probe of a service may say it", field.name, other)
 				continue
 			}
-			if other, taken := from[key]; taken {
-				t.bad(key, "is measured by %s already; one probe of a service may say it", other)
-				continue
-			}
-			from[key] = t.at(key)
+			from[field.name] = t.at(field.key)
 		}
 		probes = append(probes, p)
 	}
@@ -90,6 +87,30 @@ func readProbes(service *table, m Mesh) []Probe {
 		probes = append([]Probe{defaultProbe(probeHost, m)}, probes...)
 	}
 	return probes
+}
+
+// measured is one thing that a single probe of a service may measure, and the
+// key that asks for it. Two queue depths must not be added, and two request
+// counts may count the same requests.
+type measured struct{ name, key string }
+
+func exclusive(p Probe) []measured {
+	var list []measured
+	add := func(name, key, value string) {
+		if value != "" {
+			list = append(list, measured{name, key})
+		}
+	}
+	add("latency", "latency", p.Latency)
+	add("error count", "errors", p.Errors)
+	if p.Requests != "" {
+		add("request count", "requests", p.Requests)
+	} else { // the histogram's own count stands for it
+		add("request count", "latency", p.Latency)
+	}
+	add("in-flight count", "in_flight", p.InFlight)
+	add("queue depth", "queue", p.Queue)
+	return list
 }
 
 func readProbe(t *table, m Mesh) Probe {

@@ -1,10 +1,12 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/adhocore/gronx"
@@ -87,7 +89,8 @@ func readRules(t *table, key string, fallback []string, said, op string, m Mesh,
 		r, err := decide.ParseRule(text)
 		switch {
 		case err != nil:
-			t.f.bad(at, literal(text), `must be "METRIC > VALUE for DURATION", e.g. "cpu > 80%% for 3m" (%v)`, err)
+			_, why, _ := strings.Cut(err.Error(), decide.ErrRule.Error()+": ")
+			t.f.bad(at, literal(text), "%s", cmp.Or(why, err.Error()))
 			continue
 		case r.Op != op:
 			t.f.bad(at, literal(text), "rules of %s compare with %q", key, op)

@@ -83,6 +83,7 @@ func (t *table) str(key, fallback string, allowed ...string) string {
 // need reads a string that must be there; example says what it could be.
 func (t *table) need(key, example string) string {
 	s := t.str(key, "")
+	t.f.schema[join(t.form, key)] = "none, it must be given"
 	if !t.has(key) {
 		t.f.bad(t.at(key), "", "is missing; it must be given, e.g. %s = %q", key, example)
 	} else if _, isString := t.values[key].(string); isString && strings.TrimSpace(s) == "" {
@@ -194,7 +195,7 @@ func (t *table) list(key string, fallback []string, said string) []string {
 		t.bad(key, `must be a list of strings, e.g. ["a", "b"]`)
 		return fallback
 	}
-	list := make([]string, 0, len(items))
+	var list []string
 	for i, item := range items {
 		s, ok := item.(string)
 		if !ok {
