@@ -1,8 +1,9 @@
-// Package decide is the scaling policy: Plan(Input) -> Plan. PURE, total and
+// Package decide is the scaling policy: Plan(Input) -> Result. PURE, total and
 // deterministic: it always answers, at worst "hold, because ...", and gives a
-// reason for everything it does and does not do.
+// reason for everything it does and does not do. For each service it takes at
+// most one step per round.
 //
-// The leader gathers an Input each round and carries out the Plan; nothing in
+// The leader gathers an Input each round and carries out the Result; nothing in
 // here reads a clock, calls out or remembers anything between calls.
 package decide
 
@@ -69,6 +70,20 @@ type Policy struct {
 	Services    []Service
 }
 
+// Longest returns the longest duration of any rule: a history must cover more.
+func (p Policy) Longest() time.Duration {
+	var d time.Duration
+	for _, s := range p.Services {
+		for _, r := range s.Up {
+			d = max(d, r.For)
+		}
+		for _, r := range s.Down {
+			d = max(d, r.For)
+		}
+	}
+	return d
+}
+
 // Machine is one machine of a service as the leader knows it: the API's word
 // joined with the mesh's.
 type Machine struct {
@@ -121,9 +136,9 @@ type Manual struct {
 
 // Addition is one past scale-up of the running breach.
 type Addition struct {
-	At     time.Time
-	Metric Metric
-	Value  float64 // the breaching metric when the addition was decided
+	At     time.Time `json:"at"`
+	Metric Metric    `json:"metric"`
+	Value  float64   `json:"value"` // the breaching metric when the addition was decided
 }
 
 // Facts about the mesh and the platform that guards need for one service.
@@ -247,9 +262,30 @@ type Verdict struct {
 	Recovered bool `json:"recovered"`
 	// Page is non-empty when a person should be called, and says why.
 	Page string `json:"page,omitempty"`
+	// ManualReached says that the size a person asked for is reached and may
+	// be forgotten; ManualImpossible says why it can never be.
+	ManualReached    bool   `json:"manual_reached,omitempty"`
+	ManualImpossible string `json:"manual_impossible,omitempty"`
 }
 
-// Plan is one round's decisions, one verdict a service in the policy's order.
-type Plan struct {
+// Tally counts the machines of a verdict: those that count against the cap, of
+// these the ready ones and those whose fate is unknown.
+func (v Verdict) Tally() (counted, ready, unknown int) {
+	for _, c := range v.Counted {
+		switch c.As {
+		case asStopped:
+			continue
+		case asReady:
+			ready++
+		case asUnknown:
+			unknown++
+		}
+		counted++
+	}
+	return counted, ready, unknown
+}
+
+// Result is one round's decisions, one verdict a service in the policy's order.
+type Result struct {
 	Verdicts []Verdict
 }
