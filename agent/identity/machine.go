@@ -44,6 +44,10 @@ func FromEnv(getenv func(string) string) (Machine, error) {
 	if m.Group == "" {
 		m.Group = "app"
 	}
+	ip, badIP := netip.ParseAddr(m.PrivateIP)
+	if badIP == nil {
+		m.PrivateIP = ip.String() // one spelling on every agent
+	}
 	if m.Special != "" {
 		return m, nil
 	}
@@ -58,11 +62,9 @@ func FromEnv(getenv func(string) string) (Machine, error) {
 	if len(missing) > 0 {
 		return m, fmt.Errorf("read machine facts: %s not set: Fly sets them on every machine", strings.Join(missing, ", "))
 	}
-	ip, err := netip.ParseAddr(m.PrivateIP)
-	if err != nil {
-		return m, fmt.Errorf("read machine facts: FLY_PRIVATE_IP: %w", err)
+	if badIP != nil {
+		return m, fmt.Errorf("read machine facts: FLY_PRIVATE_IP: %w", badIP)
 	}
-	m.PrivateIP = ip.String()
 	return m, nil
 }
 

@@ -10,8 +10,9 @@ import (
 const redacted = "[redacted]"
 
 // hidden gives its holder every method by which Go prints a value. Holders
-// keep the value behind a pointer, because fmt walks into unexported fields of
-// a struct without asking for methods, and prints a pointer as an address.
+// keep the value in a function, because fmt walks into unexported fields of a
+// struct without asking for methods: it prints a function as an address, but
+// follows pointers when the verb does not fit the type.
 type hidden struct{}
 
 // String hides the value.

@@ -29,7 +29,7 @@ var ErrNoSecret = errors.New("FLYMESH_SECRET is not set: make one with `agentctl
 // TLS.
 type Secret struct {
 	hidden
-	p *[][]byte
+	reveal func() [][]byte
 }
 
 // ParseSecret reads FLYMESH_SECRET: one secret or several with commas between
@@ -55,7 +55,7 @@ func ParseSecret(env string) (Secret, error) {
 		}
 		keys = append(keys, key)
 	}
-	return Secret{p: &keys}, nil
+	return newSecret(keys), nil
 }
 
 func decodeSecret(s string) ([]byte, error) {
@@ -92,14 +92,18 @@ func NewSecret() string {
 // Dev returns a secret that everybody knows, for --dev on loopback alone.
 func Dev(mesh string) Secret {
 	key := sha256.Sum256([]byte("flymesh development, not a secret\x00" + mesh))
-	return Secret{p: &[][]byte{key[:]}}
+	return newSecret([][]byte{key[:]})
+}
+
+func newSecret(keys [][]byte) Secret {
+	return Secret{reveal: func() [][]byte { return keys }}
 }
 
 func (s Secret) keys() [][]byte {
-	if s.p == nil {
+	if s.reveal == nil {
 		return nil
 	}
-	return *s.p
+	return s.reveal()
 }
 
 // GossipKeys returns the AES-256 keys of the gossip ring. The first encrypts:

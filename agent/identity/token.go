@@ -6,7 +6,7 @@ import "strings"
 // place that sends it. The zero Token is none.
 type Token struct {
 	hidden
-	p *string
+	reveal func() string
 }
 
 // NewToken wraps a token as Fly wrote it.
@@ -14,15 +14,15 @@ func NewToken(s string) Token {
 	if s = strings.TrimSpace(s); s == "" {
 		return Token{}
 	}
-	return Token{p: &s}
+	return Token{reveal: func() string { return s }}
 }
 
 // Reveal returns the token itself, empty for none.
 func (t Token) Reveal() string {
-	if t.p == nil {
+	if t.reveal == nil {
 		return ""
 	}
-	return *t.p
+	return t.reveal()
 }
 
 // TokenEnv returns the name of the environment variable that holds an app's
