@@ -179,8 +179,11 @@ func TestUnreachableAndChangedServersAreUnknown(t *testing.T) {
 	}{
 		"other server": {"other 1\n", []string{"latency: h: the server has no", "errors: errs: the server has no", "in_flight: g: the server", "queue: q: the server"}},
 		"other types":  {"h 1\n# TYPE errs histogram\nerrs_bucket{le=\"+Inf\"} 1\nerrs_sum 1\nerrs_count 1\ng NaN\nq -3\n", []string{"latency: h is no histogram but a untyped", "errors: errs is NaN", "in_flight: g is NaN", "queue: q is negative"}},
-		"no edges":     {"# TYPE h histogram\nh_bucket{le=\"+Inf\"} 3\nh_sum 1\nh_count 3\n# TYPE errs counter\nerrs 1\ng 1\nq 1\n", []string{"latency: h has no buckets"}},
+		"no edges":     {"# TYPE h histogram\nh_bucket{le=\"+Inf\"} 3\nh_sum 1\nh_count 3\n# TYPE errs counter\nerrs 1\ng 1\nq 1\n", []string{"latency: h has no buckets", "errors: the first scrape"}},
 	} {
+		p := make1(t, Options{URL: s.URL, Latency: "h", Errors: "errs", InFlight: "g", Queue: "q"})
+		s.text(good)
+		probe(t, p)
 		s.text(c.body)
 		m := probe(t, p)
 		if len(m.Problems) != len(c.want) {
