@@ -224,7 +224,7 @@ func TestUnreachableAndChangedServersAreUnknown(t *testing.T) {
 	}
 
 	// Another server, which ran before: its past is not of the last minute.
-	s.text(fmt.Sprintf(app, 1, 10, 20, 30, 5) + "g 1\nq 2\n")
+	s.text(fmt.Sprintf(app, 5, 10, 20, 30, 5) + "g 1\nq 2\n")
 	if m := probe(t, p); m.Requests.OK || m.Latency != nil || m.Errors.OK {
 		t.Errorf("another server: %+v", m)
 	}
@@ -233,7 +233,7 @@ func TestUnreachableAndChangedServersAreUnknown(t *testing.T) {
 		t.Error("404 gave an answer")
 	}
 	// Back again within the minute: what happened meanwhile counts.
-	s.text(fmt.Sprintf(app, 1, 11, 22, 33, 5) + "g 1\nq 2\n")
+	s.text(fmt.Sprintf(app, 5, 11, 22, 33, 5) + "g 1\nq 2\n")
 	if m := probe(t, p); m.Requests != report.Of(3) || len(m.Problems) != 0 {
 		t.Errorf("back again: %+v", m)
 	}
