@@ -28,6 +28,9 @@ type Voter struct {
 	Machine string    `json:"machine"`
 	Boot    string    `json:"boot"`
 	BootAt  time.Time `json:"boot_at"`
+	// Pending marks a voter that is about to be promoted or removed: the
+	// cluster's configuration may hold it or not.
+	Pending bool `json:"pending,omitempty"`
 }
 
 // Fate is what is known of a recorded voter.

@@ -1,0 +1,140 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	transferTimeout = time.Second
+	leaveTimeout    = time.Second
+	demoteTimeout   = 15 * time.Second
+	demotedFor      = 5 * time.Minute // a demoted machine is not chosen again so soon
+)
+
+// MayStop tells the autoscaler whether stopping a machine costs the mesh no
+// voter: nil, or an error that wraps ErrVoter (Demote it first) or ErrNotLeader.
+func (s *Store) MayStop(machine string) error {
+	l := s.leading()
+	if l == nil {
+		return fmt.Errorf("may stop %s: %w", machine, ErrNotLeader)
+	}
+	conf, index := l.in.servers()
+	if index == 0 {
+		return fmt.Errorf("may stop %s: %w", machine, ErrNotLeader)
+	}
+	for _, srv := range conf.Servers {
+		if machineOf(string(srv.ID)) == machine && srv.Suffrage == raft.Voter {
+			return fmt.Errorf("may stop %s: %w", machine, ErrVoter)
+		}
+	}
+	return nil
+}
+
+// Demote removes a machine's server from raft, when the others can do without
+// it, and does not choose it again for 5 minutes. The leader cannot demote itself.
+func (s *Store) Demote(ctx context.Context, machine string) error {
+	l := s.leading()
+	if l == nil {
+		return fmt.Errorf("demote %s: %w", machine, ErrNotLeader)
+	}
+	if machine == s.o.Self.Machine {
+		return fmt.Errorf("demote %s: %w: it leads", machine, ErrVoter)
+	}
+	if err := l.control.remove(ctx, machine, demoteTimeout, demotedFor); err != nil {
+		return fmt.Errorf("demote: %w", err)
+	}
+	return nil
+}
+
+// Transfer hands leadership to another voter. It is for the way out: in a
+// process that goes on, a failed transfer can leave a leader that refuses
+// every write (hashicorp/raft #696), so raft is restarted if it fails.
+func (s *Store) Transfer(ctx context.Context) error {
+	l := s.leading()
+	if l == nil {
+		return fmt.Errorf("transfer leadership: %w", ErrNotLeader)
+	}
+	if err := s.transfer(ctx, l); err != nil {
+		s.restart(s.ctx, l.in, "a leadership transfer failed")
+		return fmt.Errorf("transfer leadership: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) transfer(ctx context.Context, l *leadership) error {
+	ctx, cancel := context.WithTimeout(ctx, transferTimeout)
+	defer cancel()
+	select {
+	case err := <-l.in.call(func() error { return l.in.raft.LeadershipTransfer().Error() }):
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// leave hands over and asks the leader to remove this server, as far as that
+// is possible in the time that a machine has to stop.
+func (s *Store) leave() {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	in := s.member()
+	if in == nil {
+		return
+	}
+	conf, _ := in.servers()
+	if len(conf.Servers) < 2 {
+		return
+	}
+	if l := s.leading(); l != nil {
+		voters := 0
+		for _, srv := range conf.Servers {
+			if srv.Suffrage == raft.Voter {
+				voters++
+			}
+		}
+		if voters < 2 {
+			return
+		}
+		if err := s.transfer(s.ctx, l); err != nil {
+			s.log.Warn("cannot hand over leadership", "error", err)
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, leaveTimeout)
+	defer cancel()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		addr, id := in.raft.LeaderWithID()
+		if id != "" && string(id) != in.server {
+			if s.askToRemove(ctx, in, hostportOf(addr), string(id)) == nil {
+				s.log.Info("left the cluster", "leader", string(id))
+				return
+			}
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			s.log.Info("left without being removed")
+			return
+		}
+	}
+}
+
+func (s *Store) askToRemove(ctx context.Context, in *instance, hostport, leader string) error {
+	c, err := s.dial(ctx, hostport, request{kind: kindLeave, epoch: in.epoch, cluster: in.cluster, target: leader, own: in.server})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
+}

@@ -1,0 +1,115 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"flymesh/raftstore/epoch"
+)
+
+// syncRecord makes the record's voters those of the configuration.
+func (c *control) syncRecord(ctx context.Context, conf raft.Configuration) error {
+	return c.record(ctx, conf, "")
+}
+
+// record writes the voters into the record, with the change of one of them
+// pending, if this leadership has not written the same before.
+func (c *control) record(ctx context.Context, conf raft.Configuration, pending string) error {
+	if c.s.o.Arbiter == nil {
+		return nil
+	}
+	want := c.recordVoters(conf, pending)
+	c.mu.Lock()
+	same := c.written != nil && slices.Equal(c.written, want)
+	c.mu.Unlock()
+	if same {
+		return nil
+	}
+	if err := c.writeRecord(ctx, want); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.written = want
+	c.mu.Unlock()
+	return nil
+}
+
+// writeRecord writes the record of this leadership's cluster and reads it
+// back. It does not write over a record that names another cluster of this or
+// a later epoch. Nil voters: those of the configuration.
+func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
+	if voters == nil {
+		conf, _ := c.l.in.servers()
+		voters = c.recordVoters(conf, "")
+	}
+	now, err := c.s.readRecord(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
+	}
+	if !now.Names(c.l.Epoch, c.l.in.cluster) && now.Epoch >= c.l.Epoch {
+		return fmt.Errorf("write the epoch record: %w: %s", ErrDeposed, now.Cluster)
+	}
+	rec := epoch.Record{
+		Epoch: c.l.Epoch, Cluster: c.l.in.cluster, Founder: now.Founder, Voters: voters, At: time.Now().UTC(),
+	}
+	if !now.Names(c.l.Epoch, c.l.in.cluster) {
+		rec.Founder = epoch.Voter{} // another record's; the cluster ID still tells the boot
+	}
+	if rec.Same(now) {
+		return nil
+	}
+	if c.s.leading() != c.l {
+		return fmt.Errorf("write the epoch record: %w", ErrNotLeader)
+	}
+	wctx, cancel := context.WithTimeout(ctx, c.s.o.ReadTimeout)
+	defer cancel()
+	if err := c.s.o.Arbiter.Write(wctx, rec); err != nil {
+		return fmt.Errorf("write the epoch record: %w", err)
+	}
+	back, err := c.s.readRecord(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
+	}
+	if !back.Same(rec) {
+		return fmt.Errorf("write the epoch record: it reads back as %s", back.Cluster)
+	}
+	return nil
+}
+
+// recordVoters describes the voters, and the one whose change is pending.
+func (c *control) recordVoters(conf raft.Configuration, pending string) []epoch.Voter {
+	peers := map[string]Peer{}
+	for _, p := range c.s.o.Peers.Peers() {
+		peers[p.Machine] = p
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var l []epoch.Voter
+	for _, srv := range conf.Servers {
+		id := string(srv.ID)
+		if srv.Suffrage != raft.Voter && id != pending {
+			continue
+		}
+		v := epoch.Voter{Machine: machineOf(id), Boot: bootOf(id)}
+		if id == c.l.in.server {
+			v.App, v.BootAt = c.s.o.Self.App, c.s.o.Self.BootAt
+		} else if h := c.heard[id].voter; h.Machine != "" {
+			v = h
+		} else if p := peers[v.Machine]; p.Boot == rootBoot(v.Boot) {
+			v.App, v.BootAt = p.App, p.BootAt
+		}
+		v.Pending = id == pending
+		l = append(l, v)
+	}
+	slices.SortFunc(l, func(a, b epoch.Voter) int {
+		if a.Machine < b.Machine {
+			return -1
+		}
+		return 1
+	})
+	return l
+}

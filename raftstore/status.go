@@ -1,0 +1,144 @@
+package raftstore
+
+import (
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"flymesh/raftstore/state"
+)
+
+// Role is this machine's part in raft.
+type Role string
+
+// The roles.
+const (
+	Leader    Role = "leader"
+	Voter     Role = "voter"
+	Nonvoter  Role = "nonvoter"
+	Candidate Role = "candidate" // a voter that looks for votes
+	None      Role = "none"      // in gossip only
+)
+
+// VoterStatus is one voter of the mesh.
+type VoterStatus struct {
+	Machine string `json:"machine"`
+	Boot    string `json:"boot"`
+	Alive   bool   `json:"alive"`
+}
+
+// Status is what this machine knows of the mesh's agreement.
+type Status struct {
+	Epoch         uint64
+	Cluster       string
+	Term          uint64
+	Leader        string // machine; empty if none is known
+	LeaderAddr    string // host:port of its mesh port
+	Voters        []VoterStatus
+	Role          Role
+	Healthy       bool // a leader is known and a majority of the voters is alive
+	LeaderSince   time.Time
+	NoLeaderSince time.Time // zero while a leader is known
+	Reason        string    // without a leader: why this machine does not found
+}
+
+// Status describes the mesh as this machine knows it.
+func (s *Store) Status() Status {
+	in, l := s.member(), s.leading()
+	heartbeat, _, _ := s.o.Profile.timeouts()
+	s.mu.Lock()
+	st := Status{Epoch: s.seen.Epoch, Cluster: s.seen.Cluster, Role: None, Reason: s.reason}
+	known, quiet := s.leader, s.quietAt
+	s.mu.Unlock()
+
+	// What a machine outside raft knows is as old as its newest question.
+	fresh := 2 * watchEveryElse
+	if s.o.Self.Eligible {
+		fresh = 3 * watchEvery
+	}
+	if in != nil {
+		fresh = 3 * heartbeat
+		st.Epoch, st.Cluster, st.Term = in.epoch, in.cluster, in.raft.CurrentTerm()
+		st.Role = roleOf(in)
+		st.Voters = s.votersOf(in)
+	}
+	switch {
+	case l != nil && l.in == in:
+		st.Role, st.Leader, st.LeaderAddr = Leader, s.o.Self.Machine, s.o.Self.Addr
+		st.LeaderSince, st.Voters = l.since, l.control.voters()
+	case known.machine != "" && known.cluster == st.Cluster && time.Since(known.at) <= fresh && known.machine != s.o.Self.Machine:
+		st.Leader, st.LeaderAddr, st.LeaderSince = known.machine, known.addr, known.since
+		if in == nil {
+			st.Term, st.Voters = known.term, slices.Clone(known.voters)
+		}
+	default:
+		st.NoLeaderSince = quiet
+		if in == nil && known.cluster == st.Cluster {
+			st.Voters = slices.Clone(known.voters)
+		}
+	}
+	if st.Leader != "" {
+		st.Reason = ""
+	}
+	alive := 0
+	for _, v := range st.Voters {
+		if v.Alive {
+			alive++
+		}
+	}
+	st.Healthy = st.Leader != "" && 2*alive > len(st.Voters)
+	return st
+}
+
+func roleOf(in *instance) Role {
+	if in.raft.State() == raft.Candidate {
+		return Candidate
+	}
+	conf, _ := in.servers()
+	for _, srv := range conf.Servers {
+		if string(srv.ID) == in.server && srv.Suffrage == raft.Voter {
+			return Voter
+		}
+	}
+	return Nonvoter
+}
+
+// votersOf describes the voters as a follower knows them: alive by gossip.
+func (s *Store) votersOf(in *instance) []VoterStatus {
+	alive := map[string]bool{s.o.Self.Machine + "." + rootBoot(bootOf(in.server)): true}
+	for _, p := range s.o.Peers.Peers() {
+		if p.Alive {
+			alive[p.Machine+"."+p.Boot] = true
+		}
+	}
+	var l []VoterStatus
+	conf, _ := in.servers()
+	for _, srv := range conf.Servers {
+		if srv.Suffrage == raft.Voter {
+			id := string(srv.ID)
+			m, b := machineOf(id), bootOf(id)
+			l = append(l, VoterStatus{Machine: m, Boot: b, Alive: alive[m+"."+rootBoot(b)]})
+		}
+	}
+	return l
+}
+
+// State returns the newest state that this machine has applied; read only, as
+// callers share it. A follower is up to 1 s behind its leader; a machine
+// outside raft has the empty state, and asks the leader.
+func (s *Store) State() *state.State {
+	in := s.member()
+	if in == nil {
+		return state.New()
+	}
+	v := in.fsm.view()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A raft that restarted in place applies its log again.
+	if s.lastOf == in.cluster && s.last != nil && s.last.Index > v.Index {
+		return s.last
+	}
+	s.last, s.lastOf = v, in.cluster
+	return v
+}

@@ -1,0 +1,185 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// transport is raft's network transport without the asynchronous heartbeat
+// path: heartbeats handled beside the main loop can change term and state
+// unsynchronised (hashicorp/raft #695). Embedding keeps pre-vote, which raft
+// finds by a type assertion.
+type transport struct {
+	*raft.NetworkTransport
+}
+
+var (
+	_ raft.Transport   = transport{}
+	_ raft.WithPreVote = transport{}
+	_ raft.WithClose   = transport{}
+)
+
+// SetHeartbeatHandler implements raft.Transport and does nothing, so
+// heartbeats go through the main loop like every other request.
+func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
+
+func newTransport(s *stream, log hclog.Logger) transport {
+	return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: s, MaxPool: 3, Timeout: 5 * time.Second, Logger: log,
+		// One append in flight: the pipeline can starve a follower for ever
+		// after one rejected append (hashicorp/raft #612).
+		MaxRPCsInFlight: 1,
+	})}
+}
+
+// stream is the raft.StreamLayer of one instance. The door hands it
+// connections whose handshake was meant for this very server; it opens its own
+// with the same handshake. Close ends them all.
+type stream struct {
+	addr raft.ServerAddress
+	dial func(ctx context.Context, hostport, server string) (net.Conn, error)
+
+	in   chan net.Conn
+	done chan struct{}
+
+	mu    sync.Mutex
+	conns map[*trackedConn]string // remote server ID; nil after Close
+}
+
+var _ raft.StreamLayer = (*stream)(nil)
+
+func newStream(addr raft.ServerAddress, dial func(context.Context, string, string) (net.Conn, error)) *stream {
+	return &stream{addr: addr, dial: dial, in: make(chan net.Conn), done: make(chan struct{}), conns: map[*trackedConn]string{}}
+}
+
+// deliver passes an accepted connection to raft and reports whether it took it.
+func (s *stream) deliver(c net.Conn, from string) bool {
+	t, ok := s.track(c, from)
+	if !ok {
+		return false
+	}
+	select {
+	case s.in <- t:
+		return true
+	case <-s.done:
+		t.Close()
+		return false
+	}
+}
+
+// Accept implements net.Listener.
+func (s *stream) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.in:
+		return c, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr implements net.Listener.
+func (s *stream) Addr() net.Addr { return serverAddr(s.addr) }
+
+// Dial implements raft.StreamLayer.
+func (s *stream) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), min(timeout, dialTimeout))
+	defer cancel()
+	go func() { // an instance that stops does not wait for its dials
+		select {
+		case <-s.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	hostport, server, ok := strings.Cut(string(a), "|")
+	if !ok {
+		return nil, errors.New("dial server: address without a server ID")
+	}
+	c, err := s.dial(ctx, hostport, server)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := s.track(c, server)
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return t, nil
+}
+
+// Close implements net.Listener.
+func (s *stream) Close() error {
+	s.mu.Lock()
+	conns := s.conns
+	s.conns = nil
+	if conns != nil {
+		close(s.done)
+	}
+	s.mu.Unlock()
+	for c := range conns {
+		c.Conn.Close()
+	}
+	return nil
+}
+
+// recycle closes the connections with one server.
+func (s *stream) recycle(server string) {
+	s.mu.Lock()
+	var cs []*trackedConn
+	for c, id := range s.conns {
+		if id == server {
+			cs = append(cs, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range cs {
+		c.Close()
+	}
+}
+
+func (s *stream) track(c net.Conn, server string) (net.Conn, bool) {
+	t := &trackedConn{Conn: c, s: s}
+	s.mu.Lock()
+	ok := s.conns != nil
+	if ok {
+		s.conns[t] = server
+	}
+	s.mu.Unlock()
+	if !ok {
+		c.Close()
+	}
+	return t, ok
+}
+
+type trackedConn struct {
+	net.Conn
+	s *stream
+}
+
+// Close implements net.Conn.
+func (c *trackedConn) Close() error {
+	c.s.mu.Lock()
+	delete(c.s.conns, c)
+	c.s.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// serverAddr is "host:port|server ID": the address names the incarnation, so
+// that a blank node at an old address answers for nobody but itself.
+type serverAddr string
+
+// Network implements net.Addr.
+func (serverAddr) Network() string { return "flymesh" }
+
+// String implements net.Addr.
+func (a serverAddr) String() string { return string(a) }
+
+func addressOf(hostport, server string) raft.ServerAddress {
+	return raft.ServerAddress(hostport + "|" + server)
+}
