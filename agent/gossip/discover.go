@@ -14,12 +14,12 @@ import (
 // private DNS of the apps and, when DNS names nobody but this machine, by the
 // Machines API, whose rate is limited.
 type Discovery struct {
-	Apps     []string // looked up as <app>.internal
-	Peers    []string // host or host:port
-	API      func(ctx context.Context) ([]string, error)
-	Port     int           // gossip port of addresses without one
-	Self     string        // own IP address; it alone does not count as somebody
-	Resolver *net.Resolver // nil: the system's
+	Apps     []string                                    // looked up as <app>.internal
+	Peers    []string                                    // host or host:port
+	Lookup   func(ctx context.Context) ([]string, error) // by the Machines API: host or host:port; nil: not asked
+	Port     int                                         // gossip port of addresses without one; 0: left to the member list
+	Self     string                                      // own IP address: left out, and does not count as somebody
+	Resolver *net.Resolver                               // nil: the system's
 	Logger   *slog.Logger
 }
 
@@ -27,7 +27,7 @@ type Discovery struct {
 // then the API.
 const lookupTimeout = 2 * time.Second
 
-// Seeds returns host:port of all that is found, sorted, each once. A source
+// Seeds returns host:port (or host) of all that is found, sorted, each once. A source
 // that fails is logged and left out. DNS lags behind the truth: a machine just
 // started may be missing, one just stopped present.
 func (d Discovery) Seeds(ctx context.Context) []string {
@@ -59,10 +59,10 @@ func (d Discovery) Seeds(ctx context.Context) []string {
 		})
 	}
 	wg.Wait()
-	if d.API != nil && len(d.merge(found)) == 0 {
+	if d.Lookup != nil && len(d.merge(found)) == 0 {
 		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		defer cancel()
-		byAPI, err := d.API(ctx)
+		byAPI, err := d.Lookup(ctx)
 		if err != nil {
 			log.Debug("lookup by API failed", "error", err)
 		}
@@ -73,14 +73,20 @@ func (d Discovery) Seeds(ctx context.Context) []string {
 
 // merge adds missing ports, drops this machine and repeats, and sorts.
 func (d Discovery) merge(found []string) []string {
-	port := strconv.Itoa(d.Port)
+	port := ""
+	if d.Port > 0 {
+		port = strconv.Itoa(d.Port)
+	}
 	var seeds []string
 	for _, s := range found {
 		host, p := splitHostPort(s, port)
-		if host == d.Self && p == port || host == "" {
-			continue
+		switch {
+		case host == "" || host == d.Self && p == port:
+		case p == "":
+			seeds = append(seeds, host)
+		default:
+			seeds = append(seeds, net.JoinHostPort(host, p))
 		}
-		seeds = append(seeds, net.JoinHostPort(host, p))
 	}
 	slices.Sort(seeds)
 	return slices.Compact(seeds)
