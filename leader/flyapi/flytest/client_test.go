@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,9 +37,14 @@ func newServer(t *testing.T, o flytest.Options) (*flytest.Server, *flaps.Client)
 	return s, newClient(t, s, nil, "")
 }
 
+// baseMu guards the environment variable that fly-go's constructor reads.
+var baseMu sync.Mutex
+
 func newClient(t *testing.T, s *flytest.Server, rt http.RoundTripper, token string) *flaps.Client {
 	t.Helper()
-	t.Setenv("FLY_FLAPS_BASE_URL", s.URL())
+	baseMu.Lock()
+	defer baseMu.Unlock()
+	os.Setenv("FLY_FLAPS_BASE_URL", s.URL()) // read by the constructor alone
 	o := flaps.NewClientOpts{UserAgent: "flytest-test", Transport: rt}
 	if token != "" {
 		o.Tokens = tokens.Parse(token)

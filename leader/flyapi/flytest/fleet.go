@@ -43,12 +43,20 @@ func newFleet(l Launcher, t Timing, ids *source, log *slog.Logger) *fleet {
 	return f
 }
 
-// close ends every sequence, then every machine.
+// close ends every sequence and every machine.
 func (f *fleet) close() error {
 	f.stop()
-	err := f.launcher.Close()
-	f.wg.Wait()
-	return err
+	f.mu.Lock()
+	for _, a := range f.apps {
+		for _, m := range a.machines {
+			if inst := m.inst; inst != nil {
+				f.wg.Go(inst.Kill)
+			}
+		}
+	}
+	f.mu.Unlock()
+	f.wg.Wait() // a boot that was under way kills its own instance
+	return f.launcher.Close()
 }
 
 // spawn runs fn in a goroutine that close waits for, unless close has begun.
@@ -173,19 +181,27 @@ func (f *fleet) await(ctx context.Context, ok func() (done bool, again time.Time
 		if done || err != nil {
 			return err
 		}
-		var timer <-chan time.Time
-		if !again.IsZero() {
-			t := time.NewTimer(max(0, time.Until(again)))
-			defer t.Stop()
-			timer = t.C
-		}
-		select {
-		case <-changed:
-		case <-timer:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-f.ctx.Done():
-			return context.Canceled
+		if err := f.next(ctx, changed, again); err != nil {
+			return err
 		}
 	}
+}
+
+// next blocks until the channel is closed or the time, if there is one, has come.
+func (f *fleet) next(ctx context.Context, changed <-chan struct{}, at time.Time) error {
+	var timer <-chan time.Time
+	if !at.IsZero() {
+		t := time.NewTimer(max(0, time.Until(at)))
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-changed:
+	case <-timer:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-f.ctx.Done():
+		return context.Canceled
+	}
+	return nil
 }

@@ -40,7 +40,9 @@ type Instance interface {
 	Done() <-chan struct{}
 	// Exit tells how the main process ended; valid once Done is closed.
 	Exit() Exit
-	// Details describes the instance for people and tests.
+	// Processes lists what runs.
+	Processes() []fly.ProcessStat
+	// Details describes the instance for people and tests. It must not block.
 	Details() Details
 }
 
@@ -74,6 +76,4 @@ type Details struct {
 	Log       string  `json:"log,omitempty"`       // file with stdout and stderr
 	Allowance float64 `json:"allowance,omitempty"` // cores that the machine may use
 	Cgroup    string  `json:"cgroup,omitempty"`    // directory of its cpu cgroup; empty: none
-
-	Processes []fly.ProcessStat `json:"-"`
 }

@@ -8,8 +8,8 @@ import (
 	fly "github.com/superfly/fly-go"
 )
 
-// add makes a machine that is created and goes nowhere yet; with mu held.
-func (f *fleet) add(a *app, name, region string, c *fly.MachineConfig) (*machine, error) {
+// add makes a machine in a state from which it goes nowhere yet; with mu held.
+func (f *fleet) add(a *app, state, name, region string, c *fly.MachineConfig) (*machine, error) {
 	for _, m := range a.machines {
 		if name != "" && m.name == name && m.state != fly.MachineStateDestroyed {
 			return nil, failf(http.StatusConflict,
@@ -25,7 +25,7 @@ func (f *fleet) add(a *app, name, region string, c *fly.MachineConfig) (*machine
 	m.privateIP = f.launcher.Address(m.id)
 	m.created = now
 	a.machines[m.id] = m
-	f.enter(m, fly.MachineStateCreated, "launch", "user", nil)
+	f.enter(m, state, "launch", "user", nil)
 	return m, nil
 }
 

@@ -139,7 +139,7 @@ func (s *Server) create(c *call) (reply, error) {
 	if a == nil {
 		return reply{}, notFound("app not found")
 	}
-	m, err := f.add(a, in.Name, region, in.Config)
+	m, err := f.add(a, fly.MachineStateCreated, in.Name, region, in.Config)
 	if err != nil {
 		return reply{}, err
 	}
@@ -334,7 +334,7 @@ func (s *Server) ps(c *call) (reply, error) {
 	})
 	out := []fly.ProcessStat{}
 	if err == nil && inst != nil {
-		out = append(out, inst.Details().Processes...)
+		out = append(out, inst.Processes()...)
 	}
 	return reply{code: http.StatusOK, body: out}, err
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	fly "github.com/superfly/fly-go"
 )
 
 // Memory is a Launcher whose machines are state only. Its hooks let a test run
@@ -117,6 +119,8 @@ func (r *memoryRun) Exit() Exit                 { return r.exit }
 func (r *memoryRun) Details() Details           { return Details{} }
 func (r *memoryRun) Freeze() error              { return r.freeze(true) }
 func (r *memoryRun) Thaw() error                { return r.freeze(false) }
+
+func (r *memoryRun) Processes() []fly.ProcessStat { return nil }
 
 // Signal ends the machine at SIGKILL and ignores every other signal.
 func (r *memoryRun) Signal(signal string) error {

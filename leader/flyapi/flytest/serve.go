@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -162,11 +163,11 @@ func (s *Server) authorize(c *call) error {
 	if s.opts.Tokens == nil {
 		return nil
 	}
-	have := tokens(c.r)
+	have := tokens(c.r.Header.Get("Authorization"))
 	known := false
 	for app, token := range s.opts.Tokens {
-		for _, t := range have {
-			if t != token {
+		for _, t := range tokens(token) {
+			if !slices.Contains(have, t) {
 				continue
 			}
 			if known = true; c.app == "" || c.app == app {
@@ -180,10 +181,12 @@ func (s *Server) authorize(c *call) error {
 	return failf(http.StatusUnauthorized, "Authenticate: token validation error")
 }
 
-// tokens returns the tokens of the Authorization header.
-func tokens(r *http.Request) []string {
-	_, list, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	return strings.Split(strings.TrimSpace(list), ",")
+// tokens splits "Bearer TOKEN", "FlyV1 TOKEN,TOKEN" or the tokens alone.
+func tokens(s string) []string {
+	if scheme, list, ok := strings.Cut(s, " "); ok && (scheme == "Bearer" || scheme == "FlyV1") {
+		s = list
+	}
+	return strings.Split(strings.TrimSpace(s), ",")
 }
 
 // fingerprint names the token of a request without showing it.

@@ -171,11 +171,10 @@ func (s *Server) Seed(spec Spec) (*fly.Machine, error) {
 	f := s.fleet
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m, err := f.add(f.addApp(spec.App), spec.Name, region, &c)
+	m, err := f.add(f.addApp(spec.App), fly.MachineStateStopped, spec.Name, region, &c)
 	if err != nil {
 		return nil, fmt.Errorf("seed machine: %w", err)
 	}
-	f.enter(m, fly.MachineStateStopped, "launch", "flyd", nil)
 	if spec.Start {
 		if err := f.start(m); err != nil {
 			return nil, fmt.Errorf("seed machine: %w", err)
