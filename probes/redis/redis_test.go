@@ -1,0 +1,221 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"flymesh/probes"
+	"flymesh/probes/report"
+)
+
+// server is a real redis-server of one test.
+type server struct {
+	addr string
+	cmd  *exec.Cmd
+}
+
+// start runs redis-server on a free port and waits until it listens.
+func start(t *testing.T, args ...string) *server {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("redis-server is not on the PATH")
+		}
+		t.Skip("redis-server is not on the PATH (Debian: apt-get install redis-server)")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{addr: l.Addr().String()}
+	_, port, _ := net.SplitHostPort(s.addr)
+	l.Close()
+	s.cmd = exec.Command(path, append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, args...)...)
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			c.Close()
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("redis-server does not listen: %v", err)
+		}
+	}
+}
+
+func (s *server) stop() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+func (s *server) client(t *testing.T) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: s.addr})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func make1(t *testing.T, o Options) *Redis {
+	t.Helper()
+	r, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func probe(t *testing.T, r *Redis) probes.Reading {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	m, err := r.Probe(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// procCPU returns the CPU seconds of a process from the kernel.
+func procCPU(t *testing.T, pid int) float64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[strings.LastIndex(string(b), ")")+2:]))
+	user, _ := strconv.ParseFloat(f[11], 64)
+	system, _ := strconv.ParseFloat(f[12], 64)
+	return (user + system) / 100
+}
+
+func TestCPUAndMemoryOfARealServer(t *testing.T) {
+	s := start(t, "--maxmemory", "40mb")
+	r := make1(t, Options{Addr: s.addr})
+	m := probe(t, r)
+	if m.CPU.OK || len(m.Problems) != 1 || m.Ready == nil || !*m.Ready {
+		t.Errorf("first sample: %+v", m)
+	}
+	before, begin := procCPU(t, s.cmd.Process.Pid), time.Now()
+	c := s.client(t)
+	if err := c.Set(t.Context(), "big", strings.Repeat("x", 8<<20), 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for time.Since(begin) < 1500*time.Millisecond {
+		p := c.Pipeline()
+		for i := range 200 {
+			p.Set(t.Context(), fmt.Sprint("key", i), "value", 0)
+		}
+		if _, err := p.Exec(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m = probe(t, r)
+	want := (procCPU(t, s.cmd.Process.Pid) - before) / time.Since(begin).Seconds()
+	t.Logf("cpu %.3f, by /proc %.3f; memory %.3f", m.CPU.X, want, m.Memory.X)
+	if !m.CPU.OK || math.Abs(m.CPU.X-want) > 0.05 || want < 0.05 {
+		t.Errorf("CPU = %+v, want %.3f", m.CPU, want)
+	}
+	if !m.Memory.OK || m.Memory.X < 0.2 || m.Memory.X > 0.45 {
+		t.Errorf("Memory = %+v with 8 MiB and little else of 40 MB", m.Memory)
+	}
+	if len(m.Problems) != 0 {
+		t.Errorf("problems %q", m.Problems)
+	}
+
+	// Without a limit the machine's memory is the limit.
+	if err := c.ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if m = probe(t, r); !m.Memory.OK || m.Memory.X <= 0 || m.Memory.X > 0.2 {
+		t.Errorf("Memory = %+v without a limit", m.Memory)
+	}
+
+	// Another process at the same address has no rate yet.
+	other := start(t)
+	r.options.Addr = other.addr
+	if m = probe(t, r); m.CPU.OK || len(m.Problems) != 1 || !strings.Contains(m.Problems[0], "restarted") {
+		t.Errorf("after a restart: %+v", m)
+	}
+	other.stop()
+	if m, err := r.Probe(t.Context()); err == nil {
+		t.Errorf("a stopped server gave %+v", m)
+	}
+}
+
+func TestPasswordIsNeeded(t *testing.T) {
+	s := start(t, "--requirepass", "secret")
+	m := probe(t, make1(t, Options{Addr: s.addr, Bull: "bull:jobs"}))
+	if m.Ready == nil || *m.Ready || !strings.HasPrefix(m.Reason, "NOAUTH") || m.Memory.OK || m.Queue.OK || len(m.Problems) != 2 {
+		t.Errorf("without the password: %+v", m)
+	}
+	m = probe(t, make1(t, Options{Addr: s.addr, Password: "secret"}))
+	if m.Ready == nil || !*m.Ready || !m.Memory.OK {
+		t.Errorf("with the password: %+v", m)
+	}
+}
+
+func TestBullQueue(t *testing.T) {
+	s := start(t)
+	c := s.client(t)
+	r := make1(t, Options{Addr: s.addr, Bull: "bull:jobs", QueueOnly: true})
+	if r.Fields() != probes.Queue {
+		t.Errorf("Fields = %b", r.Fields())
+	}
+	if m := probe(t, r); m.Queue != report.Of(0) || m.QueueScope != report.QueueService {
+		t.Errorf("no queue yet: %+v", m)
+	}
+	ctx := t.Context()
+	for i := range 7 {
+		c.LPush(ctx, "bull:jobs:wait", i)
+	}
+	c.ZAdd(ctx, "bull:jobs:priority", redis.Z{Score: 1, Member: "0"}, redis.Z{Score: 1, Member: "1"})
+	c.LPush(ctx, "bull:jobs:active", "a", "b")
+	c.LPush(ctx, "bull:jobs:paused", "p", "q")
+	m := probe(t, r)
+	if m.Queue != report.Of(9) || m.CPU.OK || len(m.Problems) != 0 {
+		t.Errorf("7 waiting, 2 paused: %+v", m)
+	}
+	c.Set(ctx, "bull:jobs:wait", "not a list", 0)
+	if m := probe(t, r); m.Queue.OK || len(m.Problems) != 1 || !strings.Contains(m.Problems[0], "WRONGTYPE") {
+		t.Errorf("a changed layout: %+v", m)
+	}
+}
+
+func TestHungServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts by backlog, never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	if m, err := make1(t, Options{Addr: l.Addr().String()}).Probe(ctx); err == nil {
+		t.Errorf("a hung server gave %+v", m)
+	}
+	if d := time.Since(begin); d > 3*time.Second {
+		t.Errorf("the deadline of 100 ms took %v", d)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	for _, o := range []Options{{}, {Addr: "localhost"}, {Addr: "localhost:1", QueueOnly: true}} {
+		if _, err := New(o); err == nil {
+			t.Errorf("New(%+v) did not fail", o)
+		}
+	}
+}
