@@ -59,10 +59,10 @@ type agent struct {
 
 	reg     *prometheus.Registry
 	gossip  *gossip.Gossip
-	store   *raftstore.Store // nil: this machine may not vote and takes no part in raft
+	store   *raftstore.Store // on machines that may not vote it only follows who leads
 	cloud   *flyapi.Client   // nil: no tokens
 	reports *leader.Reports
-	leader  *leader.Leader // never nil; leads nothing where store is nil
+	leader  *leader.Leader
 	health  *health
 	server  *api.Server
 }
@@ -235,16 +235,17 @@ func (a *agent) lookup(ctx context.Context) ([]string, error) {
 }
 
 func (a *agent) openStore() error {
-	if !a.eligible() {
-		return nil
+	var arbiter raftstore.Arbiter
+	if a.cloud != nil {
+		arbiter = flyapi.NewArbiter(a.cloud, a.cfg.Mesh.AnchorApp)
 	}
 	s, err := raftstore.Open(raftstore.Options{
 		Mesh: a.cfg.Mesh.Name,
 		Self: raftstore.Self{
 			Machine: a.self.ID, Boot: a.boot, App: a.self.App, Service: a.svc.Name, Region: a.self.Region,
-			Addr: a.meshAddr(), BootAt: a.bootAt, Burst: a.self.Burst, Eligible: true,
+			Addr: a.meshAddr(), BootAt: a.bootAt, Burst: a.self.Burst, Eligible: a.eligible(),
 		},
-		Network: a.server.Raft(), Peers: raftPeers{a.gossip}, Arbiter: flyapi.NewArbiter(a.cloud, a.cfg.Mesh.AnchorApp),
+		Network: a.server.Raft(), Peers: raftPeers{a.gossip}, Arbiter: arbiter,
 		Profile: raftstore.Profile(a.cfg.Mesh.Profile), Logger: a.log, Registerer: a.reg,
 		OnAdopt: func(epoch uint64, cluster string) {
 			if err := a.gossip.Update(func(m *gossip.Meta) { m.Epoch, m.Cluster = epoch, cluster }); err != nil {
@@ -289,9 +290,7 @@ func (a *agent) openLeader() {
 	for _, s := range a.cfg.Services {
 		o.Services = append(o.Services, leader.Service{Policy: s.Policy, App: s.App, Group: s.Group, Gated: s.Gate == "leader", Owner: s.Owner})
 	}
-	if a.store != nil {
-		o.Store, o.Cloud = leaderStore{a.store}, a.cloud
-	}
+	o.Store, o.Cloud = leaderStore{a.store}, a.cloud
 	a.leader = leader.New(o)
 }
 
@@ -315,7 +314,7 @@ func (a *agent) run(ctx context.Context) error {
 		{"gossip", a.gossip.Run},
 		{"api", a.server.Run},
 		{"reports", a.reports.Run},
-		{"raft", a.runStore},
+		{"raft", a.store.Run},
 		{"leader", a.runLeader},
 		{"probes", a.health.run},
 		{"reporter", a.runReporter},
@@ -359,19 +358,7 @@ func (a *agent) run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (a *agent) runStore(ctx context.Context) error {
-	if a.store == nil {
-		<-ctx.Done()
-		return nil
-	}
-	return a.store.Run(ctx)
-}
-
 func (a *agent) runLeader(ctx context.Context) error {
-	if a.store == nil {
-		<-ctx.Done()
-		return nil
-	}
 	return a.leader.Run(ctx, terms(ctx, a.store.Terms()))
 }
 
@@ -412,10 +399,6 @@ func (a *agent) report(seq uint64, leaving bool) report.Report {
 // runRoles tells the others what this machine is in raft, and fetches the
 // history of reports when it begins to hear them.
 func (a *agent) runRoles(ctx context.Context) error {
-	if a.store == nil {
-		<-ctx.Done()
-		return nil
-	}
 	t := time.NewTicker(250 * time.Millisecond)
 	defer t.Stop()
 	needHistory := true
@@ -426,7 +409,7 @@ func (a *agent) runRoles(ctx context.Context) error {
 		case <-t.C:
 		}
 		st := a.store.Status()
-		role := roleOf(st.Role)
+		role := a.roleOf(st.Role)
 		if a.gossip.Self().Role != role {
 			if err := a.gossip.Update(func(m *gossip.Meta) { m.Role = role }); err != nil {
 				a.log.Warn("tell role failed", "error", err)
@@ -438,16 +421,20 @@ func (a *agent) runRoles(ctx context.Context) error {
 	}
 }
 
-func roleOf(r raftstore.Role) gossip.Role {
+// roleOf is the raft role as gossip tells it.
+func (a *agent) roleOf(r raftstore.Role) gossip.Role {
 	switch r {
-	case raftstore.RoleLeader:
+	case raftstore.Leader:
 		return gossip.Leader
-	case raftstore.RoleVoter:
+	case raftstore.Voter, raftstore.Candidate:
 		return gossip.Voter
-	case raftstore.RoleNonvoter:
+	case raftstore.Nonvoter:
 		return gossip.Nonvoter
 	}
-	return gossip.Candidate
+	if a.eligible() {
+		return gossip.Candidate
+	}
+	return gossip.Agent
 }
 
 // fetchHistory copies the leader's windows. A leader has nobody to ask.

@@ -19,32 +19,22 @@ import (
 
 var _ api.Backend = (*agent)(nil)
 
-// Route says who answers what only the leader can: this node, the leader's
-// address, or, where no leader is known, a voter that may know more.
+// Route says who answers what only the leader can: this node, or the leader's
+// address.
 func (a *agent) Route() (self bool, addr string, ok bool) {
-	if a.store != nil {
-		switch st := a.store.Status(); {
-		case st.Role == raftstore.RoleLeader:
-			return true, "", true
-		case st.LeaderAddr != "":
-			return false, st.LeaderAddr, true
-		}
+	switch st := a.store.Status(); {
+	case st.Role == raftstore.Leader:
+		return true, "", true
+	case st.LeaderAddr != "":
+		return false, st.LeaderAddr, true
 	}
-	voter := ""
+	// News of the newest election may have come by gossip first.
 	for _, m := range a.members() {
-		if !m.Alive || m.Machine == a.self.ID || m.Cluster != a.gossip.Self().Cluster && a.gossip.Self().Cluster != "" {
-			continue
-		}
-		switch m.Role {
-		case gossip.Leader:
+		if m.Alive && m.Role == gossip.Leader && m.Machine != a.self.ID {
 			return false, m.MeshAddr, true
-		case gossip.Voter:
-			if a.store == nil && (voter == "" || m.MeshAddr < voter) {
-				voter = m.MeshAddr
-			}
 		}
 	}
-	return false, voter, voter != ""
+	return false, "", false
 }
 
 // Health is what /health says.
@@ -78,7 +68,7 @@ func (a *agent) view(ctx context.Context) (leader.View, error) {
 		if v, ok := a.leader.View(); ok {
 			return v, nil
 		}
-		if a.store == nil || a.store.Status().Role != raftstore.RoleLeader {
+		if a.store.Status().Role != raftstore.Leader {
 			return leader.View{}, api.ErrNoLeader
 		}
 		select {
@@ -200,9 +190,6 @@ func (a *agent) Resume(ctx context.Context, r api.PauseRequest) (api.Accepted, e
 
 // Propose commits a command that another machine of the mesh sends.
 func (a *agent) Propose(ctx context.Context, c state.Command) (state.Result, error) {
-	if a.store == nil {
-		return state.Result{}, api.ErrNoLeader
-	}
 	r, err := a.store.Propose(ctx, c)
 	if errors.Is(err, raftstore.ErrNotLeader) {
 		return r, fmt.Errorf("%w: %w", api.ErrNoLeader, err)

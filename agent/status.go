@@ -164,9 +164,7 @@ func (a *agent) LocalStatus() api.Status {
 		Mesh: a.cfg.Mesh.Name, Epoch: a.gossip.Self().Epoch, Quorum: a.quorum(),
 		From: a.self.ID, At: now.UTC(), Warnings: []string{a.leaderless()},
 	}
-	if a.store != nil {
-		s.Term = a.store.Status().Term
-	}
+	s.Term = a.store.Status().Term
 	for _, svc := range a.cfg.Services {
 		s.Services = append(s.Services, api.ServiceStatus{
 			Name: svc.Name, Mode: string(svc.Policy.Mode), Baseline: svc.Policy.Baseline, Max: svc.Policy.Max,
@@ -189,14 +187,15 @@ func (a *agent) LocalStatus() api.Status {
 
 // leaderless says in one sentence that nobody leads.
 func (a *agent) leaderless() string {
-	if a.store == nil {
-		return fmt.Sprintf("no leader is known to machine %s: nothing is scaled until one is elected", a.self.ID)
-	}
 	st := a.store.Status()
 	if st.NoLeaderSince.IsZero() {
 		return "the leader does not answer"
 	}
-	return fmt.Sprintf("no leader for %s: nothing is scaled until one is elected", time.Since(st.NoLeaderSince).Round(100*time.Millisecond))
+	text := fmt.Sprintf("no leader for %s: nothing is scaled until one is elected", time.Since(st.NoLeaderSince).Round(100*time.Millisecond))
+	if st.Reason != "" {
+		text += " (" + st.Reason + ")"
+	}
+	return text
 }
 
 // members returns the newest incarnation of every known machine.

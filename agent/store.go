@@ -2,11 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"flymesh/agent/api"
-	"flymesh/agent/gossip"
 	"flymesh/leader"
 	"flymesh/raftstore"
 )
@@ -16,9 +17,13 @@ type leaderStore struct{ *raftstore.Store }
 
 var _ leader.Store = leaderStore{}
 
-// MayStop moves the machine's vote elsewhere first where it can.
+// MayStop takes the machine's vote away first where it has one.
 func (s leaderStore) MayStop(ctx context.Context, machine string) error {
-	return s.Store.MayStop(ctx, machine)
+	err := s.Store.MayStop(machine)
+	if errors.Is(err, raftstore.ErrVoter) {
+		return s.Demote(ctx, machine)
+	}
+	return err
 }
 
 // Roles says which machines vote and which one leads.
@@ -50,29 +55,14 @@ func terms(ctx context.Context, in <-chan raftstore.Term) <-chan leader.Term {
 	return out
 }
 
-// quorum tells the voters as this machine knows them: from raft where it takes
-// part, else from gossip.
+// quorum tells the voters as this machine knows them.
 func (a *agent) quorum() api.Quorum {
-	q := api.Quorum{Voters: []string{}}
-	if a.store != nil {
-		st := a.store.Status()
-		q.Healthy = st.Healthy
-		for _, v := range st.Voters {
-			q.Voters = append(q.Voters, v.Machine)
-		}
-		return q
+	st := a.store.Status()
+	q := api.Quorum{Voters: []string{}, Healthy: st.Healthy}
+	for _, v := range st.Voters {
+		q.Voters = append(q.Voters, v.Machine)
 	}
-	alive, all := 0, 0
-	for id, m := range a.members() {
-		if m.Role == gossip.Voter || m.Role == gossip.Leader {
-			all++
-			q.Voters = append(q.Voters, id)
-			if m.Alive {
-				alive++
-			}
-		}
-	}
-	q.Healthy = alive > all/2
+	slices.Sort(q.Voters)
 	return q
 }
 
@@ -134,5 +124,3 @@ func (g agents) to(machine string) (*api.Client, error) {
 	}
 	return g.a.dial(m.MeshAddr), nil
 }
-
-

@@ -150,18 +150,6 @@ func (l *Leader) machines(s Service) []Machine {
 	return ms
 }
 
-// running counts the machines of a service that the API calls started.
-func (l *Leader) running(service string) int {
-	s, _ := l.service(service)
-	n := 0
-	for _, m := range l.machines(s) {
-		if m.State == "started" {
-			n++
-		}
-	}
-	return n
-}
-
 // gather joins the API's word, the mesh's reports and the replicated state
 // into what the policy depends on. It does no I/O but reading the clock.
 func (l *Leader) gather(t Term) decide.Input {

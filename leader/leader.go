@@ -192,18 +192,8 @@ func (l *Leader) begin(ctx context.Context, t Term, v decide.Verdict) {
 // of a breach that is over.
 func (l *Leader) settle(ctx context.Context, t Term, s decide.ServiceState, v decide.Verdict) {
 	c := state.Settle{Service: v.Service, Additions: v.Recovered && len(s.Additions) > 0}
-	if s.Manual != nil && v.Verdict == decide.Hold {
-		n := l.running(v.Service)
-		switch v.Reason.Code {
-		case decide.CodeCap, decide.CodeBaseline, decide.CodePinned, decide.CodeLastReady, decide.CodeNoVictim:
-			c.Manual, c.Reason = true, v.Reason.Text
-		case decide.CodeOpInFlight:
-		default:
-			c.Manual = n == s.Manual.Target
-		}
-		if n == s.Manual.Target {
-			c.Manual, c.Reason = v.Reason.Code != decide.CodeOpInFlight, ""
-		}
+	if s.Manual != nil && (v.ManualReached || v.ManualImpossible != "") {
+		c.Manual, c.Reason = true, v.ManualImpossible
 	}
 	if !c.Manual && !c.Additions {
 		return
