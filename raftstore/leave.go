@@ -69,6 +69,7 @@ func (s *Store) Transfer(ctx context.Context) error {
 func (s *Store) transfer(ctx context.Context, l *leadership) error {
 	ctx, cancel := context.WithTimeout(ctx, transferTimeout)
 	defer cancel()
+	s.endLeadership(l.in) // before another can lead
 	select {
 	case err := <-l.in.call(func() error { return l.in.raft.LeadershipTransfer().Error() }):
 		return err

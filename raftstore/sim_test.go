@@ -2,8 +2,10 @@ package raftstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"testing"
@@ -28,6 +30,7 @@ type sim struct {
 
 	mu       sync.Mutex
 	machines []*machine
+	dying    []chan struct{}
 }
 
 type machine struct {
@@ -143,7 +146,7 @@ func (m *machine) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.store, m.cancel, m.done = st, cancel, make(chan struct{})
 	go func(done chan struct{}) {
-		if err := st.Run(ctx); err != nil {
+		if err := st.Run(ctx); err != nil && !errors.Is(err, net.ErrClosed) { // the host of a killed machine closes first
 			m.s.t.Errorf("run %s: %v", m.id, err)
 		}
 		close(done)
@@ -174,7 +177,9 @@ func (m *machine) kill() {
 	if up {
 		host.Die()
 		cancel()
-		<-done
+		m.s.mu.Lock()
+		m.s.dying = append(m.s.dying, done)
+		m.s.mu.Unlock()
 	}
 }
 
@@ -193,6 +198,9 @@ func (s *sim) startAll() {
 func (s *sim) stopAll() {
 	for _, m := range s.machines {
 		m.kill()
+	}
+	for _, d := range s.dying {
+		<-d
 	}
 	time.Sleep(time.Minute)
 }

@@ -30,6 +30,7 @@ type VoterStatus struct {
 
 // Status is what this machine knows of the mesh's agreement.
 type Status struct {
+	Server        string // this machine's raft server ID, or the one that it would join with
 	Epoch         uint64
 	Cluster       string
 	Term          uint64
@@ -48,7 +49,7 @@ func (s *Store) Status() Status {
 	in, l := s.member(), s.leading()
 	heartbeat, _, _ := s.o.Profile.timeouts()
 	s.mu.Lock()
-	st := Status{Epoch: s.seen.Epoch, Cluster: s.seen.Cluster, Role: None, Reason: s.reason}
+	st := Status{Server: s.incarnation(s.lives).ID(), Epoch: s.seen.Epoch, Cluster: s.seen.Cluster, Role: None, Reason: s.reason}
 	known, quiet := s.leader, s.quietAt
 	s.mu.Unlock()
 

@@ -22,12 +22,20 @@ type Register struct {
 	writes []epoch.Record
 	holder *lease
 	fate   func(epoch.Voter) epoch.Fate
+	watch  func(before, after epoch.Record)
 }
 
 type lease struct{ until time.Time }
 
 // NewRegister returns an empty register; fate says what became of a voter.
 func NewRegister(fate func(epoch.Voter) epoch.Fate) *Register { return &Register{fate: fate} }
+
+// Watch sets what sees each write as it happens.
+func (g *Register) Watch(f func(before, after epoch.Record)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.watch = f
+}
 
 // Record returns the record without any fault.
 func (g *Register) Record() epoch.Record {
@@ -104,6 +112,9 @@ func (c *Client) Read(ctx context.Context) (r epoch.Record, err error) {
 // Write implements raftstore.Arbiter.
 func (c *Client) Write(ctx context.Context, r epoch.Record) error {
 	return c.call(ctx, "write", func() {
+		if c.g.watch != nil {
+			c.g.watch(clone(c.g.record), clone(r))
+		}
 		c.g.record = clone(r)
 		c.g.writes = append(c.g.writes, clone(r))
 	})
