@@ -143,7 +143,7 @@ type Health struct {
 // Problem is the body of every error answer.
 type Problem struct {
 	Error string `json:"error"`
-	Code  string `json:"code"` // no_leader | bad_request | not_found | rejected | internal
+	Code  string `json:"code"` // one of the Code constants
 }
 
 // ErrNoLeader says that nobody leads the mesh right now.
@@ -157,7 +157,7 @@ type Backend interface {
 	// ok false: nobody is known.
 	Route() (self bool, addr string, ok bool)
 	Health() (Health, bool) // bool: ready
-	LocalStatus() Status    // without a leader: what this agent knows itself
+	LocalStatus() Status    // without a leader: what this agent knows itself; the first warning says since when
 	Drain(ctx context.Context, r DrainRequest) (leader.DrainResult, error)
 	Admit(ctx context.Context, r AdmitRequest) error
 	Leading
@@ -174,3 +174,10 @@ type Leading interface {
 	Propose(ctx context.Context, c state.Command) (state.Result, error)
 	Windows(ctx context.Context) ([]byte, error)
 }
+
+// RequestError says that a request cannot be carried out as it is: it names
+// the key, the value and what would be right. Handlers answer 400.
+type RequestError struct{ Text string }
+
+// Error returns the text.
+func (e *RequestError) Error() string { return e.Text }
