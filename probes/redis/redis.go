@@ -80,22 +80,46 @@ func (r *Redis) Fields() probes.Field {
 // server would have to be told apart from. A server that answers with an error
 // (LOADING, NOAUTH) is not ready, with that reason.
 func (r *Redis) Probe(ctx context.Context) (probes.Reading, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", r.options.Addr)
+	if err != nil {
+		return probes.Reading{}, err
+	}
+	// Dialled above, because the library's pool prints failures to stderr.
+	dialled := make(chan net.Conn, 1)
+	dialled <- conn
 	c := redis.NewClient(&redis.Options{
-		Addr: r.options.Addr, Username: r.options.Username, Password: r.options.Password,
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			select {
+			case conn := <-dialled:
+				return conn, nil
+			default:
+				return nil, net.ErrClosed
+			}
+		},
+		Username: r.options.Username, Password: r.options.Password,
 		Protocol: 2, DisableIdentity: true, ContextTimeoutEnabled: true,
 		MaxRetries: -1, DialerRetries: 1, PoolSize: 1,
 	})
-	defer c.Close()
+	defer func() {
+		_ = c.Close()
+		select {
+		case conn := <-dialled:
+			_ = conn.Close()
+		default:
+		}
+	}()
 
-	yes := true
-	m := probes.Reading{Ready: &yes}
 	if err := c.Ping(ctx).Err(); err != nil {
 		var answer redis.Error
 		if !errors.As(err, &answer) {
 			return probes.Reading{}, fmt.Errorf("ping: %w", err)
 		}
-		m = probes.NotReady(answer.Error())
+		m := probes.NotReady(answer.Error())
+		m.Problems = []string{answer.Error()}
+		return m, nil
 	}
+	yes := true
+	m := probes.Reading{Ready: &yes}
 	if !r.options.QueueOnly {
 		r.info(ctx, c, &m)
 	}
