@@ -1,0 +1,66 @@
+package window_test
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"flymesh/leader/window"
+	"flymesh/probes/report"
+)
+
+// latencies is a sketch of n requests spread over three decades.
+func latencies(n, seed int) *report.Sketch {
+	s := report.NewSketch()
+	for i := range n {
+		s.Add(0.01 * math.Pow(1000, math.Mod(float64(i*7919+seed*104729)*0.000123, 1)))
+	}
+	return s
+}
+
+// BenchmarkMerge100 merges the sketches of 100 machines and takes the p95.
+func BenchmarkMerge100(b *testing.B) {
+	var in []*report.Sketch
+	for i := range 100 {
+		in = append(in, latencies(500, i))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		all := report.NewSketch()
+		for _, s := range in {
+			if err := all.Merge(s); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if q := all.Quantile(0.95); !(q > 0) {
+			b.Fatal(q)
+		}
+	}
+}
+
+// BenchmarkTick closes one sample of 50 services with 1,000 machines.
+func BenchmarkTick(b *testing.B) {
+	w := window.New(window.Config{Every: every})
+	now := t0
+	for i := range 1000 {
+		w.Add(now, report.Report{
+			Machine: fmt.Sprintf("m%d", i), Boot: "b", Seq: 1, Service: fmt.Sprintf("s%d", i%50), Readiness: report.Ready,
+			CPU: report.Of(0.5), Memory: report.Of(0.5), Queue: report.Of(3), Requests: report.Of(500), Errors: report.Of(1),
+			Latency: latencies(500, i),
+		})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		now = now.Add(every)
+		if now.Sub(t0) > 10*time.Second {
+			b.StopTimer() // stay where the reports are fresh
+			now = t0
+			b.StartTimer()
+		}
+		w.Tick(now)
+	}
+	if n := len(w.Series("s1")); n == 0 {
+		b.Fatal("no samples")
+	}
+}
