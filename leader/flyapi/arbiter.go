@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	fly "github.com/superfly/fly-go"
-
 	"flymesh/leader"
 	"flymesh/raftstore/epoch"
 )
@@ -246,8 +244,7 @@ func sameRecord(a, b epoch.Record) bool {
 }
 
 func sameVoter(a, b epoch.Voter) bool {
-	return a.App == b.App && a.Machine == b.Machine && a.Boot == b.Boot && a.BootAt.Equal(b.BootAt)
+	same := a.BootAt.Equal(b.BootAt)
+	a.BootAt, b.BootAt = time.Time{}, time.Time{}
+	return same && a == b
 }
-
-// isDestroyed reports whether a machine that is still listed is gone.
-func isDestroyed(m *fly.Machine) bool { return m.State == fly.MachineStateDestroyed }

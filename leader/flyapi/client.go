@@ -43,11 +43,16 @@ import (
 // private network http://_api.internal:4280 is the same.
 const DefaultBaseURL = "https://api.machines.dev"
 
-// reads are tried this often; the pause before a repeat doubles from readPause.
+// reads are tried this often; the pause before a repeat doubles from
+// readPause, and from limitPause after a 429: others use up the same limit.
 const (
-	readTries = 3
-	readPause = 250 * time.Millisecond
+	readTries  = 3
+	readPause  = 250 * time.Millisecond
+	limitPause = 1500 * time.Millisecond
 )
+
+// errNoTurn marks a call that ran out of time before the rate limiter let it go.
+var errNoTurn = errors.New("wait for rate limiter")
 
 // answerMax bounds an answer: a listing of thousands of machines.
 const answerMax = 64 << 20
@@ -67,6 +72,7 @@ type Client struct {
 	apps    map[string]*appClient
 	limits  limits
 	overlay overlay
+	flights flights
 	metrics metrics
 	log     *slog.Logger
 	idle    func() // closes idle connections
@@ -177,6 +183,9 @@ func (c *Client) do(ctx context.Context, act Action, appName, id string, f func(
 		if err == nil {
 			return nil
 		}
+		if err.Status == http.StatusTooManyRequests {
+			pause = max(pause, limitPause)
+		}
 		if n == tries || err.Fault != leader.Retry || !sleep(ctx, pause/2+rand.N(pause)) {
 			return err
 		}
@@ -190,7 +199,7 @@ func (c *Client) try(ctx context.Context, act Action, a *appClient, id string, f
 		key = id
 	}
 	if err := c.limits.wait(ctx, act, key); err != nil {
-		err = fmt.Errorf("wait for rate limiter: %w", err)
+		err = fmt.Errorf("%w: %w", errNoTurn, err)
 		return &leader.CloudError{Action: string(act), Fault: leader.Retry, Err: err}
 	}
 	start := time.Now()

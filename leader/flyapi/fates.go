@@ -82,7 +82,7 @@ func (a *Arbiter) fate(ctx context.Context, v epoch.Voter) (epoch.Fate, error) {
 	}
 	for _, w := range wire {
 		if w.ID == v.Machine {
-			if isDestroyed(&w.Machine) {
+			if w.State == fly.MachineStateDestroyed {
 				return epoch.Destroyed, nil
 			}
 			return epoch.Unknown, nil

@@ -37,7 +37,7 @@ func (c *Client) lease(ctx context.Context, app, id string, ttl time.Duration, w
 // releaseLease gives a lease back. That it is over already is success.
 func (c *Client) releaseLease(ctx context.Context, app, id, nonce string) error {
 	err := c.machine(ctx, ActReleaseLease, app, id, func(ctx context.Context, a *appClient) error {
-		return a.fly.ReleaseLease(ctx, app, id, nonce)
+		return a.raw(ctx, http.MethodDelete, "/apps/"+app+"/machines/"+id+"/lease", nonce, nil, nil)
 	})
 	if answered(err, http.StatusNotFound, "lease") {
 		return nil

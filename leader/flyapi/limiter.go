@@ -10,13 +10,14 @@ import (
 
 // The API allows 1 request/s with a burst of 3 per action and machine (or
 // app), and 5/s with a burst of 10 for get. The server counts arrivals, the
-// client departures: the pace is kept a tenth below, so that a first request
-// that was slow on the way does not make a later one come too early.
+// client departures: the pace is kept a tenth below, and get's burst too, so that
+// a first request that was slow on the way does not make a later one come too
+// early.
 const (
 	pace      rate.Limit = 0.9
 	paceBurst            = 3
 	getPace   rate.Limit = 4.5
-	getBurst             = 10
+	getBurst             = 8
 	// limiterIdle is after how long without a call a limiter is full again.
 	limiterIdle = 5 * time.Second
 	// limitersKept is how many limiters there may be before idle ones go.

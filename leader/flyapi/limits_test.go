@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -171,4 +173,95 @@ func TestDeadlines(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestListingsAreShared asks for many listings at once: those that wait for the
+// limiter share one, and every one shows what was there when it was asked for.
+func TestListingsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent atomic.Int32
+		began := time.Now()
+		c := newClient(t, Options{Transport: transport(func(*http.Request) (*http.Response, error) {
+			sent.Add(1)
+			name := time.Since(began).Milliseconds()
+			time.Sleep(100 * time.Millisecond) // on its way back
+			return answer(200, fmt.Sprintf(`[{"id":"m1","name":"%d"}]`, name)), nil
+		})})
+		var wg sync.WaitGroup
+		for i := range 200 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+				asked := time.Since(began).Milliseconds()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(2+i%5)*time.Second)
+				defer cancel()
+				ms, err := c.List(ctx, testApp)
+				if err != nil {
+					t.Errorf("call %d: %v", i, err)
+					return
+				}
+				if told := mustAtoi(t, ms[0].Name); told < asked {
+					t.Errorf("call %d asked at %d ms and got the listing of %d ms", i, asked, told)
+				}
+			})
+		}
+		wg.Wait()
+		if n := sent.Load(); n > 8 {
+			t.Errorf("%d requests were sent for 200 calls in 4 s, want at most 8", n)
+		}
+	})
+}
+
+// TestSharedListingOutlivesItsCaller takes over when the caller who waits for
+// the limiter goes away.
+func TestSharedListingOutlivesItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, Options{Transport: transport(func(*http.Request) (*http.Response, error) { return answer(200, `[]`), nil })})
+		for range paceBurst {
+			if _, err := c.List(t.Context(), testApp); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := c.List(first, testApp); err == nil {
+				t.Error("the call of a context that ended succeeded")
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			if _, err := c.List(t.Context(), testApp); err != nil {
+				t.Errorf("the call that shared it: %v", err)
+			}
+		})
+		synctest.Wait()
+		cancel()
+		wg.Wait()
+
+		// One who has no time for the wait fails alone.
+		short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		wg.Go(func() {
+			if _, err := c.List(short, testApp); err == nil {
+				t.Error("the call without time succeeded")
+			}
+		})
+		for range 3 {
+			wg.Go(func() {
+				if _, err := c.List(t.Context(), testApp); err != nil {
+					t.Errorf("a call with time: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func mustAtoi(t *testing.T, s string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -57,16 +57,20 @@ func (c *Client) Get(ctx context.Context, app, id string) (leader.Machine, error
 }
 
 // list asks for all machines of an app with their leases, past the overlay.
+// The answer is of after the call, but may be shared: not to be changed.
 func (c *Client) list(ctx context.Context, app string) ([]wireMachine, error) {
-	var out []wireMachine
-	err := c.do(ctx, ActList, app, "", func(ctx context.Context, a *appClient) error {
-		out = nil
-		return a.raw(ctx, http.MethodGet, "/apps/"+app+"/machines?"+url.Values{"include_leases": {"true"}}.Encode(), "", nil, &out)
+	return c.flights.share(ctx, app, func(sent func()) ([]wireMachine, error) {
+		var out []wireMachine
+		err := c.do(ctx, ActList, app, "", func(ctx context.Context, a *appClient) error {
+			sent()
+			out = nil
+			return a.raw(ctx, http.MethodGet, "/apps/"+app+"/machines?"+url.Values{"include_leases": {"true"}}.Encode(), "", nil, &out)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return slices.DeleteFunc(out, func(w wireMachine) bool { return w.ID == "" }), nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(out, func(w wireMachine) bool { return w.ID == "" }), nil
 }
 
 // get asks for one machine past the overlay.
