@@ -56,9 +56,15 @@ func processState(pid int) string {
 	if err != nil {
 		return ""
 	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
+	rest := afterName(stat)
 	state, _, _ := strings.Cut(rest, " ")
 	return state
+}
+
+// afterName returns the fields after the process's name, which may contain anything.
+func afterName(stat []byte) string {
+	i := bytes.LastIndex(stat, []byte(") "))
+	return string(stat[max(0, i+2):])
 }
 
 // processStat reads what the API's ps tells of a process; times in ticks.
@@ -67,7 +73,7 @@ func processStat(pid int) (fly.ProcessStat, bool) {
 	if err != nil {
 		return fly.ProcessStat{}, false
 	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
+	rest := afterName(stat)
 	f := strings.Fields(rest) // from field 3, the state
 	if len(f) < 22 {
 		return fly.ProcessStat{}, false

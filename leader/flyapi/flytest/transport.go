@@ -2,7 +2,6 @@ package flytest
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -35,6 +34,12 @@ func (t inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	in := r.Clone(r.Context())
 	in.Body = io.NopCloser(bytes.NewReader(body))
+	in.Header = make(http.Header)
+	for k, vs := range r.Header { // fly-go's keys are not canonical; a wire makes them so
+		for _, v := range vs {
+			in.Header.Add(k, v)
+		}
+	}
 	in.RequestURI = r.URL.RequestURI()
 	in.RemoteAddr = "in-process"
 	w := &recorder{header: make(http.Header)}
@@ -90,6 +95,3 @@ func (w *recorder) response(r *http.Request) *http.Response {
 		Header: w.header, Body: io.NopCloser(&w.body), ContentLength: int64(w.body.Len()), Request: r,
 	}
 }
-
-// errGone says that the client went away before the answer.
-var errGone = errors.New("the client went away")
