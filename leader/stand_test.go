@@ -1,0 +1,380 @@
+package leader_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	fly "github.com/superfly/fly-go"
+
+	"flymesh/leader"
+	"flymesh/leader/decide"
+	"flymesh/leader/flyapi"
+	"flymesh/leader/flyapi/flytest"
+	"flymesh/probes/report"
+	"flymesh/raftstore/state"
+)
+
+// stand is a mesh in a bubble: the emulated Machines API with in-memory
+// machines, a small agent on each of them, and voters that share one
+// replicated state. The leader, its adapter and the API between them are real.
+type stand struct {
+	t      *testing.T
+	api    *flytest.Server
+	raft   *cluster
+	voters []*voter
+	policy decide.Policy
+	svcs   []leader.Service
+
+	mu     sync.Mutex // guards all below
+	agents map[string]*machineAgent
+	load   map[string]float64 // machines' worth of work offered, by service
+}
+
+const (
+	every   = 5 * time.Second
+	appName = "acme-n8n"
+)
+
+// standPolicy is the strategy's default with three machines at most.
+func standPolicy(t *testing.T) decide.Policy {
+	t.Helper()
+	rule := func(s string) decide.Rule {
+		r, err := decide.ParseRule(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	return decide.Policy{ReportEvery: every, Services: []decide.Service{{
+		Name: "n8n", Baseline: 1, Max: 3, Mode: decide.Auto, Pinned: true, Cooldown: 5 * time.Minute,
+		Up: []decide.Rule{rule("cpu > 80% for 3m")}, Down: []decide.Rule{rule("cpu < 40% for 10m")},
+		MinSamples: 20, ReadyGrace: 5 * time.Minute, NoGainAfter: 2,
+	}}}
+}
+
+func newStand(t *testing.T, timing flytest.Timing) *stand {
+	t.Helper()
+	s := &stand{t: t, agents: map[string]*machineAgent{}, load: map[string]float64{"n8n": 0.5}}
+	s.policy = standPolicy(t)
+	s.svcs = []leader.Service{{Policy: s.policy.Services[0], App: appName, Group: "app", Owner: "mesh"}}
+	mem := &flytest.Memory{OnStart: s.boot, OnStop: s.halt}
+	api, err := flytest.New(flytest.Options{Launcher: mem, Timing: timing, Apps: []string{appName}, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.api = api
+	s.raft = &cluster{st: state.New()}
+	seed := fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
+	if _, err := api.Seed(flytest.Spec{App: appName, Name: "base", Config: seed, Start: true}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		s.voters = append(s.voters, s.newVoter(fmt.Sprintf("v%d", i)))
+	}
+	time.Sleep(time.Minute) // the baseline has been up for a while
+	return s
+}
+
+// close ends everything and lets the bubble run dry.
+func (s *stand) close() {
+	s.raft.elect("")
+	for _, v := range s.voters {
+		v.stop()
+	}
+	s.api.Close()
+	for _, v := range s.voters {
+		v.cloud.Close()
+	}
+	time.Sleep(time.Minute)
+}
+
+// offer sets how many machines' worth of work a service gets.
+func (s *stand) offer(machines float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.load["n8n"] = machines
+}
+
+// machines returns the machines of the app by state, past every cache.
+func (s *stand) machines() []flytest.MachineInfo { return s.api.Machines() }
+
+func (s *stand) started() (ids []string) {
+	for _, m := range s.machines() {
+		if m.State == "started" {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// await polls a condition each virtual second.
+func (s *stand) await(what string, limit time.Duration, ok func() bool) time.Duration {
+	s.t.Helper()
+	from := time.Now()
+	for !ok() {
+		if time.Since(from) > limit {
+			s.t.Fatalf("not within %s: %s\n%s", limit, what, s.story())
+		}
+		time.Sleep(time.Second)
+	}
+	return time.Since(from)
+}
+
+// story is what happened, for a failed test.
+func (s *stand) story() string {
+	var b strings.Builder
+	for _, e := range s.raft.state().Events {
+		fmt.Fprintf(&b, "%s %s %s %s %d->%d %s\n", e.At.Format("15:04:05"), e.Kind, e.Op, e.Machine, e.From, e.To, e.Reason)
+	}
+	for _, m := range s.machines() {
+		fmt.Fprintf(&b, "machine %s %s %s\n", m.ID, m.Name, m.State)
+	}
+	return b.String()
+}
+
+// machineAgent is the small agent of one in-memory machine.
+type machineAgent struct {
+	id, boot string
+	cancel   context.CancelFunc
+	done     chan struct{}
+	draining bool
+	mute     bool // reports nothing
+	notReady bool
+}
+
+func (s *stand) boot(b flytest.Boot) {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &machineAgent{id: b.ID, boot: b.InstanceID + time.Now().String(), cancel: cancel, done: make(chan struct{})}
+	s.mu.Lock()
+	s.agents[b.ID] = a
+	s.mu.Unlock()
+	go s.live(ctx, a)
+}
+
+func (s *stand) halt(b flytest.Boot, _ bool) {
+	s.mu.Lock()
+	a := s.agents[b.ID]
+	delete(s.agents, b.ID)
+	s.mu.Unlock()
+	if a != nil {
+		a.cancel()
+		<-a.done
+	}
+}
+
+// live reports every interval: the service's work is spread over its machines
+// that take traffic.
+func (s *stand) live(ctx context.Context, a *machineAgent) {
+	defer close(a.done)
+	born := time.Now()
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for seq := uint64(1); ; seq++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		s.mu.Lock()
+		open := 0
+		for _, o := range s.agents {
+			if !o.draining && !o.notReady {
+				open++
+			}
+		}
+		r := report.Report{
+			Machine: a.id, Boot: a.boot, Seq: seq, Service: "n8n", Uptime: time.Since(born), Readiness: report.Ready,
+			CPU: report.Of(min(1, s.load["n8n"]/float64(max(open, 1)))), Memory: report.Of(0.3),
+		}
+		if a.notReady {
+			r.Readiness, r.CPU = report.Booting, report.Of(0.1)
+		}
+		if a.draining {
+			r.Readiness, r.CPU = report.Draining, report.Of(0.05)
+		}
+		mute := a.mute
+		s.mu.Unlock()
+		if mute {
+			continue
+		}
+		for _, v := range s.voters {
+			v.reports.Add(r)
+		}
+	}
+}
+
+// Drain, Undrain and Admit are the agents' side of leader.Agents.
+func (s *stand) Drain(_ context.Context, id string, _ time.Duration) (leader.DrainResult, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.agents[id]
+	if a == nil {
+		return leader.DrainResult{}, errors.New("no such agent")
+	}
+	a.draining = true
+	return leader.DrainResult{Done: true}, nil
+}
+
+func (s *stand) Undrain(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.agents[id]; a != nil {
+		a.draining = false
+	}
+	return nil
+}
+
+func (s *stand) Admit(context.Context, string, string) error { return nil }
+
+// voter is one machine that may lead. It is not itself part of the service, so
+// that killing it takes no capacity away.
+type voter struct {
+	id      string
+	cloud   *flyapi.Client
+	reports *leader.Reports
+	leader  *leader.Leader
+	terms   chan leader.Term
+	stop    func()
+}
+
+func (s *stand) newVoter(id string) *voter {
+	cloud, err := flyapi.New(flyapi.Options{Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("t")}, BaseURL: s.api.URL(), Transport: s.api.Transport()})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
+	v.reports = leader.NewReports(every, func(string) int { return 20 })
+	v.leader = leader.New(leader.Options{
+		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Reports: v.reports,
+		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: 2 * time.Minute, ReadyTimeout: 5 * time.Minute,
+		PinGrace: 2 * time.Minute, Logger: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = v.reports.Run(ctx) })
+	wg.Go(func() { _ = v.leader.Run(ctx, v.terms) })
+	v.stop = func() { cancel(); wg.Wait() }
+	return v
+}
+
+// lead makes a voter the leader: the one before loses its term at once.
+func (s *stand) lead(id string) {
+	t := s.raft.elect(id)
+	for _, v := range s.voters {
+		if v.id == id {
+			v.terms <- t
+		}
+	}
+}
+
+// cluster is a working model of the replicated state: one log, one leader at a
+// time, a proposal of anybody else is refused.
+type cluster struct {
+	mu     sync.Mutex // guards all below
+	st     *state.State
+	index  uint64
+	term   uint64
+	leader string
+	cancel context.CancelFunc
+	// before is asked ahead of each commit; it may block or kill the leader.
+	before func(c state.Command) error
+	// after is told of each commit before its proposer is.
+	after func(c state.Command)
+}
+
+func (c *cluster) elect(id string) leader.Term {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		c.cancel()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.term, c.leader, c.cancel = c.term+1, id, cancel
+	return leader.Term{Number: c.term, Epoch: 1, Context: ctx}
+}
+
+func (c *cluster) state() *state.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.st.Clone()
+}
+
+var errNotLeader = errors.New("not the leader")
+
+// node is one voter's handle on the cluster.
+type node struct {
+	c  *cluster
+	id string
+}
+
+var _ leader.Store = node{}
+
+func (n node) Propose(ctx context.Context, cmd state.Command) (state.Result, error) {
+	b, err := cmd.Encode()
+	if err != nil {
+		return state.Result{}, err
+	}
+	if f := n.c.before; f != nil {
+		if err := f(cmd); err != nil {
+			return state.Result{}, err
+		}
+	}
+	n.c.mu.Lock()
+	if n.c.leader != n.id || ctx.Err() != nil {
+		n.c.mu.Unlock()
+		return state.Result{}, errNotLeader
+	}
+	n.c.index++
+	r := n.c.st.Apply(n.c.index, b)
+	n.c.mu.Unlock()
+	if f := n.c.after; f != nil {
+		f(cmd)
+	}
+	return r, ctx.Err()
+}
+
+func (n node) State() *state.State { return n.c.state() }
+
+func (n node) Verify(ctx context.Context) error {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.c.leader != n.id {
+		return errNotLeader
+	}
+	return ctx.Err()
+}
+
+func (n node) MayStop(context.Context, string) error { return nil }
+
+func (n node) Roles() ([]string, string) { return []string{"v0", "v1", "v2"}, n.id }
+
+// bubble runs a test in virtual time.
+func bubble(t *testing.T, timing flytest.Timing, f func(s *stand)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, timing)
+		defer s.close()
+		f(s)
+	})
+}
+
+// peak is the largest number of machines that ran, were starting or may have
+// run at any instant, by the emulator's own account of creates, starts and stops.
+func (s *stand) calls(action string) (n int) {
+	for _, r := range s.api.Requests() {
+		if r.Action == action {
+			n++
+		}
+	}
+	return n
+}
+
+func sortedIDs(m map[string]int) []string { return slices.Sorted(maps.Keys(m)) }
