@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -73,12 +71,12 @@ func newStand(t *testing.T, timing flytest.Timing) *stand {
 	}
 	s.api = api
 	s.raft = &cluster{st: state.New()}
+	for i := range 3 {
+		s.voters = append(s.voters, s.newVoter(fmt.Sprintf("v%d", i)))
+	}
 	seed := fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
 	if _, err := api.Seed(flytest.Spec{App: appName, Name: "base", Config: seed, Start: true}); err != nil {
 		t.Fatal(err)
-	}
-	for i := range 3 {
-		s.voters = append(s.voters, s.newVoter(fmt.Sprintf("v%d", i)))
 	}
 	time.Sleep(time.Minute) // the baseline has been up for a while
 	return s
@@ -366,8 +364,7 @@ func bubble(t *testing.T, timing flytest.Timing, f func(s *stand)) {
 	})
 }
 
-// peak is the largest number of machines that ran, were starting or may have
-// run at any instant, by the emulator's own account of creates, starts and stops.
+// calls counts the requests of one action.
 func (s *stand) calls(action string) (n int) {
 	for _, r := range s.api.Requests() {
 		if r.Action == action {
@@ -376,5 +373,3 @@ func (s *stand) calls(action string) (n int) {
 	}
 	return n
 }
-
-func sortedIDs(m map[string]int) []string { return slices.Sorted(maps.Keys(m)) }
