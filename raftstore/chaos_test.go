@@ -135,7 +135,7 @@ func (h *history) lead(ctx context.Context, m *machine, st *raftstore.Store, r *
 			return
 		case term := <-st.Terms():
 			for term.Context.Err() == nil && ctx.Err() == nil {
-				time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+				time.Sleep(time.Duration(r.IntN(800)) * time.Millisecond)
 				if st.Verify(term.Context) != nil {
 					continue
 				}
@@ -244,7 +244,7 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 		for range 12 {
 			time.Sleep(time.Duration(r.IntN(20_000)) * time.Millisecond)
 			m := s.machines[r.IntN(len(s.machines))]
-			switch r.IntN(10) {
+			switch r.IntN(11) {
 			case 0, 1:
 				m.kill()
 			case 2:
@@ -270,7 +270,16 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 						boot(m)
 					}
 				}
-			case 9:
+			case 9: // its next founding writes late
+				stall, once := time.Duration(r.IntN(60))*time.Second, sync.Once{}
+				if m.arb != nil {
+					m.arb.Stall(func(call string) {
+						if st := m.up(); call == "write" && st != nil && st.Status().Role == raftstore.None {
+							once.Do(func() { time.Sleep(stall) })
+						}
+					})
+				}
+			case 10:
 				if m.arb != nil {
 					m.arb.SetDown(r.IntN(2) == 0)
 				}

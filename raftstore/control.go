@@ -34,6 +34,7 @@ type control struct {
 	heard   map[string]heard
 	leaving map[string]time.Time // machine -> until
 	written []epoch.Voter        // in the record by this leadership; nil: not yet
+	writing bool                 // a write of the record is under way
 	fewFrom time.Time            // since when eligible machines are too few; zero: they are not
 	fatesAt time.Time
 	proven  map[string]bool // server IDs

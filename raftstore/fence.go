@@ -41,6 +41,7 @@ func (s *Store) guardRecord(l *leadership) {
 				s.log.Warn("cannot read the epoch record", "error", err)
 			}
 		case r.Names(l.Epoch, l.in.cluster):
+			l.control.compare(r)
 		case r.Epoch < l.Epoch:
 			s.repair(l, r)
 		default:

@@ -32,6 +32,9 @@ func (s *Store) form() {
 		if !d.Found && !d.Resume {
 			return
 		}
+		if s.look(); s.quietFor() < quiet || s.isClosing() {
+			return // one has appeared
+		}
 		s.log.Info("founding a cluster", "epoch", d.Epoch, "reason", d.Reason)
 		if err := s.establish(s.ctx, r, d); err != nil {
 			s.setReason(err.Error())
@@ -46,6 +49,12 @@ func (s *Store) quietFor() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return time.Since(s.quietAt)
+}
+
+func (s *Store) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 func (s *Store) setReason(r string) {
@@ -86,6 +95,10 @@ func (s *Store) mayFound(quiet time.Duration, asked *time.Time) (epoch.Decision,
 	r, err := s.readRecord(s.ctx)
 	if err != nil {
 		return epoch.Decision{Reason: fmt.Sprintf("%v: %v", ErrRecordUnreadable, err)}, r
+	}
+	if in := s.member(); in != nil && r.Epoch >= in.epoch && !r.Names(in.epoch, in.cluster) {
+		s.drop(s.ctx, in, "the record names "+r.Cluster)
+		return epoch.Decision{Reason: "the cluster of this machine was deposed"}, r
 	}
 	sit.Record = r
 	d := epoch.MayFound(sit)

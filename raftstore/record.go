@@ -25,17 +25,31 @@ func (c *control) record(ctx context.Context, conf raft.Configuration, pending s
 	want := c.recordVoters(conf, pending)
 	c.mu.Lock()
 	same := c.written != nil && slices.Equal(c.written, want)
+	c.writing = !same
 	c.mu.Unlock()
 	if same {
 		return nil
 	}
-	if err := c.writeRecord(ctx, want); err != nil {
-		return err
-	}
+	err := c.writeRecord(ctx, want)
 	c.mu.Lock()
-	c.written = want
+	c.writing = false
+	c.written = nil // what failed may still have been written
+	if err == nil {
+		c.written = want
+	}
 	c.mu.Unlock()
-	return nil
+	return err
+}
+
+// compare notes when the record does not hold what this leadership wrote last:
+// an earlier leader's write came late. The next round writes it again.
+func (c *control) compare(r epoch.Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.written != nil && !c.writing && !(epoch.Record{Voters: c.written}).Same(epoch.Record{Voters: r.Voters}) {
+		c.s.log.Warn("the recorded voters are not those written last: writing them again")
+		c.written = nil
+	}
 }
 
 // writeRecord writes the record of this leadership's cluster and reads it

@@ -176,6 +176,9 @@ func (m *machine) kill() {
 	m.mu.Unlock()
 	if up {
 		host.Die()
+		if m.arb != nil {
+			m.arb.SetDown(true)
+		}
 		cancel()
 		m.s.mu.Lock()
 		m.s.dying = append(m.s.dying, done)

@@ -215,6 +215,9 @@ func (s *Store) adopt(ctx context.Context, epoch uint64, cluster, target string)
 	if err != nil {
 		return nil, fmt.Errorf("adopt cluster %s: %w", cluster, err)
 	}
+	s.mu.Lock()
+	s.quietAt = time.Now() // whoever invites leads
+	s.mu.Unlock()
 	s.log.Info("joined cluster", "epoch", epoch, "cluster", cluster, "server", target)
 	return in, nil
 }
@@ -243,10 +246,7 @@ func (s *Store) found(ctx context.Context, r epoch.Record) error {
 
 // start runs an instance and makes it the member. The caller holds life.
 func (s *Store) start(in *instance, bootstrap bool) (*instance, error) {
-	s.mu.Lock()
-	closing := s.closing
-	s.mu.Unlock()
-	if closing {
+	if s.isClosing() {
 		return nil, ErrClosed
 	}
 	if err := in.start(s, bootstrap); err != nil {
