@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"flymesh/leader/window"
@@ -50,7 +51,8 @@ func (r *Rule) ask(t test, i window.Interval) bool {
 type run struct {
 	since   time.Time // of its oldest sample; zero: the newest says no
 	samples int
-	covers  bool // it is as long as the rule asks and has no holes
+	long    bool // it is as long as the rule asks
+	covers  bool // and four fifths of the span's samples are there
 }
 
 // eval is one rule held against a history.
@@ -127,8 +129,8 @@ func (e *eval) stretch(t test, samples []window.Sample, now time.Time, every tim
 			inSpan++
 		}
 	}
-	out.covers = e.fresh && out.samples > 0 &&
-		now.Sub(out.since) >= e.rule.For-every && 5*inSpan >= 4*e.expected
+	out.long = e.fresh && out.samples > 0 && now.Sub(out.since) >= e.rule.For-every
+	out.covers = out.long && 5*inSpan >= 4*e.expected
 	return out
 }
 
@@ -170,21 +172,42 @@ func (e *eval) stands() string {
 	return string(m) + " unknown"
 }
 
-// says is the sentence of a rule that holds or is on the way to it.
+// line is the other side of the rule, e.g. "> 1.5 s".
+func (e *eval) line() string { return e.rule.Op + " " + e.rule.Metric.format(e.rule.Value) }
+
+// says is the sentence of a rule that holds.
 func (e *eval) says(now time.Time) string {
-	return fmt.Sprintf("%s %s %s for %s (since %s, %d of %d samples)", e.stands(), e.rule.Op,
-		e.rule.Metric.format(e.rule.Value), brief(now.Sub(e.sure.since)), clock(e.sure.since), e.sure.samples, e.expected)
+	s := e.stands()
+	if e.rule.Op == ">" && len(e.missing) > 0 {
+		s += fmt.Sprintf(" (at least %s without %s)", e.rule.Metric.format(e.newest.Best), strings.Join(e.missing, ", "))
+	}
+	return s + " " + e.line() + e.lasts(now)
 }
 
-// doubt is the sentence of a rule that may hold, if it were not for missing data.
+// lasts says for how long the rule has been satisfied.
+func (e *eval) lasts(now time.Time) string {
+	return fmt.Sprintf(" for %s (since %s, %d of %d samples)", brief(now.Sub(e.sure.since)), clock(e.sure.since), e.sure.samples, e.expected)
+}
+
+// lacks says whether only missing data keep the rule from holding: samples that
+// are not there, or machines and metrics that are not in them. A service that
+// had too few requests to tell lacks nothing.
+func (e *eval) lacks() bool {
+	return e.sure.long && !e.sure.covers || e.maybe && (len(e.missing) > 0 || !finite(e.newest.Worst))
+}
+
+// doubt is the sentence of a rule that lacks data.
 func (e *eval) doubt() string {
 	i := e.newest
+	if e.sure.long {
+		return fmt.Sprintf("%s %s since %s, but only %s of the samples are there", e.stands(), e.line(),
+			clock(e.sure.since), CPU.format(e.coverage))
+	}
 	between := fmt.Sprintf("between %s and %s", e.rule.Metric.format(i.Best), e.rule.Metric.format(i.Worst))
 	if !finite(i.Worst) {
 		between = fmt.Sprintf("at least %s and unbounded above", e.rule.Metric.format(i.Best))
 	}
-	return fmt.Sprintf("%s is %s, so whether it is %s %s is not known", e.rule.Metric, between,
-		e.rule.Op, e.rule.Metric.format(e.rule.Value))
+	return fmt.Sprintf("%s is %s, so whether it is %s is not known", e.rule.Metric, between, e.line())
 }
 
 // present drops the samples after now, which only a step of the clock makes.

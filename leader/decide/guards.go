@@ -78,10 +78,10 @@ func (r *round) dataMissing() (bool, string) {
 	f := &r.fleet
 	switch {
 	case f.unknown > 0:
-		return r.want.kind == Down, fmt.Sprintf("%d machines are not heard and count as unknown: %s",
-			f.unknown, f.named(asUnknown))
+		return r.want.kind == Down, fmt.Sprintf("%s not heard and of unknown fate: %s",
+			machines(f.unknown, "is", "are"), f.named(asUnknown))
 	case f.settling > 0:
-		return r.want.kind == Down, fmt.Sprintf("%d machines are starting and not heard yet", f.settling)
+		return r.want.kind == Down, machines(f.settling, "is", "are") + " starting and not heard yet"
 	}
 	if !r.fresh() {
 		return false, "every machine that runs is heard"
@@ -92,7 +92,7 @@ func (r *round) dataMissing() (bool, string) {
 		return true, fmt.Sprintf("%d of %d machines are missing from the newest sample%s",
 			len(last.Missing), last.Expected, among(last.Missing))
 	case r.want.code == CodeBelowBaseline && last.Heard > f.counted:
-		return true, fmt.Sprintf("the mesh hears %d machines and the API lists %d that run", last.Heard, f.counted)
+		return true, fmt.Sprintf("%s heard, and the API lists %d as running", machines(last.Heard, "is", "are"), f.counted)
 	}
 	return false, "every machine that runs is heard"
 }
@@ -125,7 +125,7 @@ func (r *round) additions(add func(Code, bool, string)) {
 	blocks, detail := r.noGain()
 	add(CodeNoImprovement, blocks, detail)
 	n, most := r.fleet.counted, r.service.Max
-	detail = fmt.Sprintf("%d machines count, the cap is %d", n, most)
+	detail = fmt.Sprintf("%s, the cap is %d", machines(n, "counts", "count"), most)
 	if m := r.state.Manual; m != nil && m.Target > most {
 		add(CodeCap, r.want.kind == Up, fmt.Sprintf("%d is over the cap of %d", m.Target, most))
 	} else {
@@ -146,7 +146,7 @@ func (r *round) additions(add func(Code, bool, string)) {
 func (r *round) noGain() (bool, string) {
 	limit, past := r.service.NoGainAfter, r.state.Additions
 	if limit <= 0 || len(past) < limit {
-		return false, fmt.Sprintf("%d additions in this breach", len(past))
+		return false, fmt.Sprintf("additions in this breach: %d", len(past))
 	}
 	first := past[len(past)-limit]
 	for i := range r.ups {
@@ -166,7 +166,7 @@ func (r *round) noGain() (bool, string) {
 			"the last %d additions did not help (%s was %s at %s and is %s): look downstream of the service",
 			limit, first.Metric, was, clock(first.At), is)
 	}
-	return false, fmt.Sprintf("%d additions in this breach, none of them for a rule that holds", len(past))
+	return false, fmt.Sprintf("additions in this breach: %d, for no rule that holds", len(past))
 }
 
 // limits is what the mode allows.
@@ -184,7 +184,7 @@ func (r *round) limits(add func(Code, bool, string)) {
 // removal are the guards of a removal alone.
 func (r *round) removal(add func(Code, bool, string)) {
 	down := r.want.kind == Down
-	detail := fmt.Sprintf("%d machines stay, the baseline is %d", r.fleet.staying, r.service.Baseline)
+	detail := fmt.Sprintf("%s, the baseline is %d", machines(r.fleet.staying, "stays", "stay"), r.service.Baseline)
 	blocks := down && r.fleet.staying <= r.service.Baseline
 	if m := r.state.Manual; m != nil && m.Target < r.service.Baseline {
 		blocks, detail = down, fmt.Sprintf("%d is under the baseline of %d", m.Target, r.service.Baseline)
@@ -199,7 +199,7 @@ func (r *round) removal(add func(Code, bool, string)) {
 		return
 	}
 	add(CodePinned, r.out.pinned != "", or(r.out.pinned, "a machine besides the primary can go"))
-	add(CodeLastReady, r.out.lastReady != "", or(r.out.lastReady, fmt.Sprintf("%d machines are ready", r.fleet.serving)))
+	add(CodeLastReady, r.out.lastReady != "", or(r.out.lastReady, machines(r.fleet.serving, "is", "are")+" ready"))
 	blocks, detail = r.projected()
 	add(CodeProjected, blocks, detail)
 	add(CodeNoVictim, r.out.none != "", or(r.out.none, "there is a machine that can go"))

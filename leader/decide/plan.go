@@ -87,7 +87,7 @@ func (r *round) decide() Verdict {
 		if g.Blocks {
 			v.Reason = Reason{g.Code, g.Detail}
 			if r.want.kind != Hold {
-				v.Reason.Text += "; without that: " + r.want.text
+				v.Reason.Text += "; otherwise: " + r.want.text
 			} else if r.mode != Off {
 				v.Reason.Text += "; " + r.want.text
 			}
@@ -146,7 +146,7 @@ func (r *round) wanted() want {
 	}
 	if r.fleet.counted < r.service.Baseline {
 		return want{kind: Up, code: CodeBelowBaseline,
-			text: fmt.Sprintf("%d machines run or may run, fewer than the baseline of %d", r.fleet.counted, r.service.Baseline)}
+			text: fmt.Sprintf("%s or may run, fewer than the baseline of %d", machines(r.fleet.counted, "runs", "run"), r.service.Baseline)}
 	}
 	for i := range r.ups {
 		if e := &r.ups[i]; e.holds() {
@@ -154,13 +154,28 @@ func (r *round) wanted() want {
 		}
 	}
 	if len(r.down) > 0 && all(r.down, (*eval).holds) {
-		texts := make([]string, len(r.down))
-		for i := range r.down {
-			texts[i] = r.down[i].says(r.in.Now)
-		}
-		return want{kind: Down, code: CodeRuleDown, text: strings.Join(texts, " and ")}
+		return want{kind: Down, code: CodeRuleDown, text: r.idle()}
 	}
 	return r.nothing()
+}
+
+// idle is the sentence of all down rules, with the run of the youngest.
+func (r *round) idle() string {
+	youngest := &r.down[0]
+	texts := make([]string, len(r.down))
+	for i := range r.down {
+		e := &r.down[i]
+		texts[i] = e.stands() + " " + e.line()
+		if e.sure.since.After(youngest.sure.since) {
+			youngest = e
+		}
+	}
+	n := len(texts) - 1
+	if n > 0 {
+		texts[n-1] += " and " + texts[n]
+		texts = texts[:n]
+	}
+	return strings.Join(texts, ", ") + youngest.lasts(r.in.Now)
 }
 
 // asked is the step toward the size that a person asked for.
@@ -218,12 +233,12 @@ func (r *round) nothing() want {
 		return w
 	}
 	for i := range r.ups {
-		if e := &r.ups[i]; e.maybe && e.lacks() {
+		if e := &r.ups[i]; e.lacks() {
 			w.text = e.doubt() + among(e.missing)
 			return w
 		}
 	}
-	if len(r.down) > 0 && all(r.down, func(e *eval) bool { return e.holds() || e.maybe && e.lacks() }) {
+	if len(r.down) > 0 && all(r.down, func(e *eval) bool { return e.holds() || e.lacks() }) {
 		for i := range r.down {
 			if e := &r.down[i]; !e.holds() {
 				w.text = e.doubt() + among(e.missing)
@@ -233,10 +248,6 @@ func (r *round) nothing() want {
 	}
 	return want{kind: Hold, code: CodeSteady, text: r.steady()}
 }
-
-// lacks says whether data are missing from the newest sample, which is more
-// than a service that had too few requests to tell.
-func (e *eval) lacks() bool { return len(e.missing) > 0 || !finite(e.newest.Worst) }
 
 func among(missing []string) string {
 	if len(missing) == 0 {
@@ -257,8 +268,7 @@ func (r *round) steady() string {
 			b.WriteString(e.stands())
 			continue
 		}
-		fmt.Fprintf(&b, "%s %s %s for %s of %s", e.stands(), e.rule.Op, e.rule.Metric.format(e.rule.Value),
-			brief(max(0, r.in.Now.Sub(e.sure.since))), brief(e.rule.For))
+		fmt.Fprintf(&b, "%s %s for %s of %s", e.stands(), e.line(), brief(max(0, r.in.Now.Sub(e.sure.since))), brief(e.rule.For))
 	}
 	return b.String()
 }
@@ -308,6 +318,14 @@ func all(es []eval, yes func(*eval) bool) bool {
 		}
 	}
 	return true
+}
+
+// machines writes "1 machine runs" or "2 machines run".
+func machines(n int, verb, verbs string) string {
+	if n == 1 {
+		return "1 machine " + verb
+	}
+	return fmt.Sprintf("%d machines %s", n, verbs)
 }
 
 func or(s, otherwise string) string {

@@ -39,10 +39,9 @@ func (r *round) choose() victim {
 	if r.service.Pinned && f.pinned == 0 {
 		return victim{pinned: "which machine is the primary is not known, so none may go"}
 	}
-	before := len(can)
 	can = slices.DeleteFunc(can, func(m *Machine) bool { return m.Pinned })
 	if len(can) == 0 {
-		return victim{pinned: fmt.Sprintf("the primary is all that could go of %d machines", before)}
+		return victim{pinned: "only the primary could go, and it never does"}
 	}
 	last := ""
 	can = slices.DeleteFunc(can, func(m *Machine) bool {
@@ -149,11 +148,14 @@ func (r *round) projected() (bool, string) {
 		}
 		mean, ok := r.mean(u)
 		if !ok {
-			return true, fmt.Sprintf("%s is unknown, so what %d machines would bear is too", u.Metric, left)
+			return true, fmt.Sprintf("%s is unknown, so what would be left for %d ready is too", u.Metric, left)
 		}
 		then := mean * float64(n) / float64(left)
-		text := fmt.Sprintf("%s %s on %d ready machines would be %s on %d, the line is %s", u.Metric,
+		text := fmt.Sprintf("%s %s on %d ready would be %s on %d, the line is %s", u.Metric,
 			u.Metric.format(mean), n, u.Metric.format(then), left, u.Metric.format(u.Value))
+		if !r.ups[i].newest.Value.OK {
+			text = "at worst " + text
+		}
 		if !(then <= u.Value) {
 			return true, text
 		}
