@@ -169,7 +169,7 @@ func (r *response) write(w http.ResponseWriter) {
 // could not be made nothing was done, and the error is ErrNoLeader; if it
 // broke later, a command's outcome is not known.
 func (s *Server) forward(ctx context.Context, r *http.Request, addr string, body []byte, hops int) (*response, error) {
-	if hops >= maxHops || s.mesh == nil || addr == s.mesh.l.Addr().String() {
+	if hops >= maxHops || s.o.TLS == nil || s.mesh != nil && addr == s.mesh.l.Addr().String() {
 		return nil, s.noLeader(nil)
 	}
 	conf := s.o.TLS.Clone()
