@@ -125,6 +125,10 @@ func (f *fleet) update(m *machine, c *fly.MachineConfig, name, region string, sk
 		}
 	}
 	run := m.state == fly.MachineStateStarted && !skipLaunch
+	var timeout time.Duration
+	if m.state == fly.MachineStateSuspended {
+		timeout = time.Nanosecond // the snapshot is discarded
+	}
 	m.config, m.group, m.instanceID = c, groupOf(c), f.ids.ulid(time.Now())
 	if name != "" {
 		m.name = name
@@ -138,7 +142,7 @@ func (f *fleet) update(m *machine, c *fly.MachineConfig, name, region string, sk
 		if !f.sleep(f.timing.Update) {
 			return
 		}
-		f.halt(m, "", 0, false)
+		f.halt(m, "", timeout, false)
 		if !run {
 			f.held(m, gen, func() { f.enter(m, fly.MachineStateStopped, "update", "flyd", nil) })
 			return

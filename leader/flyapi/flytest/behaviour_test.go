@@ -333,6 +333,29 @@ func TestFaultsBeforeAndAfterCommit(t *testing.T) {
 	})
 }
 
+func TestDelayAndAClientThatGoesAway(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		bubble(t, flytest.Options{NoLimits: true}, func(t *testing.T, s *flytest.Server, c *flaps.Client) {
+			must(t, "add fault", s.AddFaults(flytest.Fault{Action: "create", Delay: flytest.Delay(10 * time.Second), Late: late}))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := c.Launch(ctx, "web", fly.LaunchMachineInput{Config: config()}); err == nil {
+				t.Error("a launch outlived its deadline")
+			}
+			if n := len(s.Machines()); n != 0 {
+				t.Errorf("late %v: %d machines before the delay has passed", late, n)
+			}
+			time.Sleep(10 * time.Second)
+			if n := len(s.Machines()); (n == 1) != late {
+				t.Errorf("late %v: %d machines in the end", late, n)
+			}
+			if r := s.Requests()[0]; r.Status != 0 || r.Committed != late {
+				t.Errorf("late %v: audit got %+v", late, r)
+			}
+		})
+	}
+}
+
 func TestRetriedPostMakesOneMachineByName(t *testing.T) {
 	bubble(t, flytest.Options{NoLimits: true}, func(t *testing.T, s *flytest.Server, c *flaps.Client) {
 		must(t, "add fault", s.AddFaults(flytest.Fault{Action: "create", Count: 1, Status: 502, Drop: "after"}))

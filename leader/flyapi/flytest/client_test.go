@@ -3,6 +3,7 @@ package flytest_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -214,6 +215,29 @@ func TestEveryCallOfTheClient(t *testing.T) {
 		if l.Action == "" || l.RequestID == "" || l.UserAgent == "" || l.Status == 0 {
 			t.Errorf("audit: got %+v", l)
 		}
+	}
+}
+
+func TestFaultsOnRealConnections(t *testing.T) {
+	s, c := newServer(t, flytest.Options{NoLimits: true})
+	must(t, "add faults", s.AddFaults(
+		flytest.Fault{Action: "create", Count: 1, Drop: "after"},
+		flytest.Fault{Action: "create", Count: 1, Delay: flytest.Delay(time.Hour)},
+	))
+	_, err := c.Launch(t.Context(), "web", fly.LaunchMachineInput{Name: "one", Config: config()})
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("a dropped answer: got %v, want EOF", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err = c.Launch(ctx, "web", fly.LaunchMachineInput{Name: "two", Config: config()}); err == nil {
+		t.Error("a launch that hangs succeeded")
+	}
+	all, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	must(t, "the emulator notices that the client went away", poll(all, func() bool { return s.Requests()[1].DurationMS >= 0 }))
+	if ms := s.Machines(); len(ms) != 1 || ms[0].Name != "one" {
+		t.Errorf("machines: got %+v, want one alone", ms)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	fly "github.com/superfly/fly-go"
@@ -105,7 +106,9 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 func (s *Server) control(r *http.Request, parts []string) (reply, error) {
 	switch r.Method + " " + parts[0] {
 	case "GET requests":
-		return ok(s.Requests())
+		after, _ := strconv.Atoi(r.URL.Query().Get("after")) // absent or nonsense: all
+		lines := s.Requests()
+		return ok(lines[min(max(0, after), len(lines)):])
 	case "GET machines":
 		return ok(s.Machines())
 	case "GET usage":

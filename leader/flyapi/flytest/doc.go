@@ -23,8 +23,8 @@
 //     when its client goes away, and that start of a started machine is a 412.
 //   - Latencies are settings (Timing), far shorter than Fly's by default.
 //   - Only config fields that fly-go knows survive a create or an update.
-//     Guest sizes, images, mounts and regions are not checked; volumes are
-//     listed as none; exec answers 501.
+//     Guest sizes and images are not checked; mounts are kept in the config
+//     but give no volume, volumes are listed as none; exec answers 501.
 //   - A config without a restart policy is not restarted (Fly: on-failure).
 //   - There are no images: a machine runs init.exec, or init.entrypoint and
 //     init.cmd, from the host's own file system. Its root filesystem is a

@@ -7,9 +7,8 @@ import (
 
 // apiError is an error answer of the API.
 type apiError struct {
-	code   int
-	text   string
-	status string // the JSON field status, where the API sets it
+	code int
+	text string
 }
 
 func (e *apiError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.text) }

@@ -28,7 +28,8 @@ type Fault struct {
 	Count   int     `json:"count,omitempty"`   // then this many are hit; 0: all
 	Chance  float64 `json:"chance,omitempty"`  // of a request to be hit, 0 to 1; 0: always
 
-	Delay       Delay  `json:"delay,omitempty"`        // before the commit
+	Delay       Delay  `json:"delay,omitempty"`        // before the commit; a client that goes away meanwhile takes its request with it
+	Late        bool   `json:"late,omitempty"`         // but not with this: the request is carried out all the same
 	AnswerDelay Delay  `json:"answer_delay,omitempty"` // between commit and answer
 	Status      int    `json:"status,omitempty"`
 	Body        string `json:"body,omitempty"` // default: {"error":"injected fault"}
@@ -76,7 +77,7 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 		f.Skip, f.Count, f.Chance = m.Skip, m.Count, m.Chance
 	}
 	if t := v.Then; t != nil {
-		f.Delay, f.AnswerDelay, f.Status, f.Body, f.Drop = t.Delay, t.AnswerDelay, t.Status, t.Body, t.Drop
+		f.Delay, f.Late, f.AnswerDelay, f.Status, f.Body, f.Drop = t.Delay, t.Late, t.AnswerDelay, t.Status, t.Body, t.Drop
 	}
 	return nil
 }
@@ -86,6 +87,9 @@ func (f Fault) String() string {
 	var parts []string
 	if f.Delay > 0 {
 		parts = append(parts, "delay "+time.Duration(f.Delay).String())
+	}
+	if f.Late {
+		parts = append(parts, "late")
 	}
 	if f.AnswerDelay > 0 {
 		parts = append(parts, "answer delay "+time.Duration(f.AnswerDelay).String())

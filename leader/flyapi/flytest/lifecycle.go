@@ -199,8 +199,9 @@ func (f *fleet) halt(m *machine, signal string, timeout time.Duration, restart b
 func (f *fleet) wipe(m *machine, restart bool) {
 	f.mu.Lock()
 	keep := fly.MachinePersistRootfsNever
+	//lint:ignore SA1019 configs made before rootfs.persist say it there
 	if g := m.config.Guest; g != nil && g.PersistRootfs != "" {
-		keep = g.PersistRootfs
+		keep = g.PersistRootfs //lint:ignore SA1019 as above
 	}
 	if r := m.config.Rootfs; r != nil && r.Persist != "" {
 		keep = r.Persist

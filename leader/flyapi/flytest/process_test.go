@@ -50,7 +50,7 @@ func play(role string) int {
 	case "spin":
 		for range 2 {
 			go func() {
-				for {
+				for n := 0; n >= 0; n = (n + 1) % 1000 {
 				}
 			}()
 		}
@@ -202,6 +202,40 @@ func newStop(t *testing.T, p *processes) func(id string) {
 		resp.Body.Close()
 		if resp.StatusCode != 200 {
 			t.Fatalf("stop: got %s", resp.Status)
+		}
+	}
+}
+
+func TestRootfsIsWipedUnlessItPersists(t *testing.T) {
+	t.Parallel()
+	p := newProcesses(t, flytest.ProcessOptions{}, flytest.Options{NoLimits: true})
+	c := newClient(t, p.Server, nil, "")
+	for persist, want := range map[fly.MachinePersistRootfs]string{"": "none", "restart": "restart", "always": "restart update kill"} {
+		id := p.run("serve", func(c *fly.MachineConfig) { c.Rootfs = &fly.MachineRootfs{Persist: persist} })
+		file := filepath.Join(p.info(id).Rootfs, "tmp", "kept")
+		kept := []string{}
+		check := func(step string) {
+			t.Helper()
+			must(t, step, p.Await(p.ctx(), id, "started"))
+			if exists(file) {
+				kept = append(kept, step)
+			}
+			must(t, "write", os.WriteFile(file, nil, 0o600))
+		}
+		check("boot")
+		must(t, "restart", c.Restart(p.ctx(), "web", fly.RestartMachineInput{ID: id}, ""))
+		check("restart")
+		m, err := c.Get(p.ctx(), "web", id)
+		must(t, "get", err)
+		_, err = c.Update(p.ctx(), "web", fly.LaunchMachineInput{ID: id, Config: m.Config}, "")
+		must(t, "update", err)
+		check("update")
+		must(t, "kill", p.Kill(id))
+		must(t, "kill", p.Await(p.ctx(), id, "stopped"))
+		p.eventually("it starts again", func() bool { _, err := c.Start(p.ctx(), "web", id, ""); return err == nil })
+		check("kill")
+		if got := strings.Join(kept, " "); got != want && (want != "none" || got != "") {
+			t.Errorf("persist %q: the file outlived %q, want %q", persist, got, want)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -114,7 +115,7 @@ func (r *Route) due() []*backend {
 	var out []*backend
 	if a := f.apps[r.app]; a != nil {
 		for id, m := range a.machines {
-			if m.state != fly.MachineStateStarted {
+			if m.state != fly.MachineStateStarted || !serves(m.config, r.port) {
 				continue
 			}
 			b := r.backends[id]
@@ -132,6 +133,12 @@ func (r *Route) due() []*backend {
 		}
 	}
 	return out
+}
+
+// serves reports whether a machine takes part in a service on the port: a
+// config that names services has to name this one.
+func serves(c *fly.MachineConfig, port int) bool {
+	return len(c.Services) == 0 || slices.ContainsFunc(c.Services, func(s fly.MachineService) bool { return s.InternalPort == port })
 }
 
 // probe asks one machine for its health.
@@ -197,7 +204,7 @@ func (r *Route) pick() *backend {
 	var best *backend
 	for id, b := range r.backends {
 		m := f.apps[r.app].machines[id]
-		if m.state != fly.MachineStateStarted || m.cordoned || m.inst != b.run || !b.healthy {
+		if m.state != fly.MachineStateStarted || m.cordoned || m.inst != b.run || !b.healthy || !serves(m.config, r.port) {
 			continue
 		}
 		if best == nil || b.inFlight < best.inFlight || (b.inFlight == best.inFlight && b.used < best.used) {

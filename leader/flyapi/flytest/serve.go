@@ -74,7 +74,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rep := s.answer(c, &out)
-	if rep == nil || c.ctx.Err() != nil {
+	if rep == nil || r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	}
 	out.status = rep.code
@@ -107,9 +107,18 @@ func (s *Server) answer(c *call, out *answer) *reply {
 			return errorReply(failf(http.StatusTooManyRequests, "rate limit exceeded"), out)
 		}
 	}
+	// net/http notices that a client went away only once the body is read.
+	body, err := io.ReadAll(http.MaxBytesReader(nil, c.r.Body, 1<<20))
+	if err != nil {
+		return errorReply(failf(http.StatusBadRequest, "read body: %v", err), out)
+	}
+	c.body = body
 	fault, hit := s.faults.take(c.r.Method, c.r.URL.Path, c.route.action, c.app, c.id)
 	if hit {
 		out.fault = fault.String()
+		if fault.Late {
+			c.ctx = context.WithoutCancel(c.ctx)
+		}
 		if !s.pause(c, time.Duration(fault.Delay)) {
 			return nil
 		}
@@ -117,11 +126,6 @@ func (s *Server) answer(c *call, out *answer) *reply {
 			return fault.answer()
 		}
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(nil, c.r.Body, 1<<20))
-	if err != nil {
-		return errorReply(failf(http.StatusBadRequest, "read body: %v", err), out)
-	}
-	c.body = body
 	rep, err := c.route.handle(s, c)
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
@@ -205,11 +209,7 @@ func errorReply(err error, out *answer) *reply {
 	if !errors.As(err, &e) {
 		e = failf(http.StatusInternalServerError, "internal: %v", err)
 	}
-	body := map[string]string{"error": e.text}
-	if e.status != "" {
-		body["status"] = e.status
-	}
-	return &reply{code: e.code, body: body}
+	return &reply{code: e.code, body: map[string]string{"error": e.text}}
 }
 
 func (p *reply) write(w http.ResponseWriter) {

@@ -2,6 +2,7 @@ package flytest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -158,7 +159,12 @@ type Spec struct {
 // without a line in the audit log. A machine that is to start is starting
 // when Seed returns; Await waits until it has started.
 func (s *Server) Seed(spec Spec) (*fly.Machine, error) {
-	c := spec.Config
+	var c fly.MachineConfig // a copy that shares nothing with the caller's
+	if b, err := json.Marshal(spec.Config); err != nil {
+		return nil, fmt.Errorf("seed machine: %w", err)
+	} else if err := json.Unmarshal(b, &c); err != nil {
+		return nil, fmt.Errorf("seed machine: %w", err)
+	}
 	if spec.Group != "" {
 		c = *withMetadata(&c, fly.MachineConfigMetadataKeyFlyProcessGroup, spec.Group)
 	}
