@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -283,10 +284,38 @@ type cluster struct {
 	term   uint64
 	leader string
 	cancel context.CancelFunc
-	// before is asked ahead of each commit; it may block or kill the leader.
-	before func(c state.Command) error
-	// after is told of each commit before its proposer is.
-	after func(c state.Command)
+	before []func(c state.Command) // told ahead of each commit
+	after  []func(c state.Command) // told of each commit before its proposer is
+}
+
+func (c *cluster) hook(before, after func(state.Command)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.before, c.after = append(c.before, before), append(c.after, after)
+}
+
+func (c *cluster) also(after func(state.Command)) { c.hook(func(state.Command) {}, after) }
+
+func (c *cluster) tell(all *[]func(state.Command), cmd state.Command) {
+	c.mu.Lock()
+	fs := slices.Clone(*all)
+	c.mu.Unlock()
+	for _, f := range fs {
+		f(cmd)
+	}
+}
+
+// person commits what a person asks for.
+func (c *cluster) person(cmd state.Command) {
+	cmd.At = time.Now().UTC()
+	b, err := cmd.Encode()
+	if err != nil {
+		panic(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.index++
+	c.st.Apply(c.index, b)
 }
 
 func (c *cluster) elect(id string) leader.Term {
@@ -321,11 +350,7 @@ func (n node) Propose(ctx context.Context, cmd state.Command) (state.Result, err
 	if err != nil {
 		return state.Result{}, err
 	}
-	if f := n.c.before; f != nil {
-		if err := f(cmd); err != nil {
-			return state.Result{}, err
-		}
-	}
+	n.c.tell(&n.c.before, cmd)
 	n.c.mu.Lock()
 	if n.c.leader != n.id || ctx.Err() != nil {
 		n.c.mu.Unlock()
@@ -334,9 +359,7 @@ func (n node) Propose(ctx context.Context, cmd state.Command) (state.Result, err
 	n.c.index++
 	r := n.c.st.Apply(n.c.index, b)
 	n.c.mu.Unlock()
-	if f := n.c.after; f != nil {
-		f(cmd)
-	}
+	n.c.tell(&n.c.after, cmd)
 	return r, ctx.Err()
 }
 

@@ -16,15 +16,24 @@ import (
 	"flymesh/raftstore/epoch"
 )
 
-// anchors is on how many machines of the anchor app the record is kept, so
-// that a machine that is destroyed takes nothing with it.
-const anchors = 3
+const (
+	// anchors is on how many machines of the anchor app the record is kept, so
+	// that a machine that is destroyed takes nothing with it.
+	anchors = 3
+	// anchorsKept is how long a list of the app is good for knowing its anchors.
+	// Nothing depends on their choice: the record counts wherever it is.
+	anchorsKept = 30 * time.Second
+	// directFor bounds the look at the anchors themselves, which only improves
+	// on the listing.
+	directFor = time.Second
+)
 
 // ErrSuperseded is wrapped by the error of a Write that would replace the
 // record of another cluster of the same or a later epoch.
 var ErrSuperseded = errors.New("another cluster is recorded")
 
 // Arbiter keeps the epoch record in the metadata of the anchor app's machines.
+// Its methods may be called from any goroutine.
 //
 // The record is a last-writer-wins register, and the metadata of one machine
 // is all that the API changes at once. Of several records the highest epoch
@@ -35,6 +44,11 @@ type Arbiter struct {
 	client *Client
 	app    string
 	log    *slog.Logger
+
+	mu     sync.Mutex   // guards all below
+	ids    []string     // anchors
+	idsAt  time.Time    // when they were listed
+	listed epoch.Record // what the newest listing said
 }
 
 // NewArbiter returns the arbiter of a mesh whose record is on the machines of
@@ -45,49 +59,86 @@ func NewArbiter(client *Client, anchorApp string) *Arbiter {
 
 // Read returns the record, the zero Record if there is none. It asks for the
 // list of the anchor app's machines, whatever their state, and, because a
-// listing may be behind, for the metadata of the anchors themselves. It fails
-// only if the list cannot be had.
+// listing may be behind, for the anchors themselves. It fails only if the list
+// cannot be had.
 func (a *Arbiter) Read(ctx context.Context) (epoch.Record, error) {
-	r, _, err := a.read(ctx)
-	return r, err
+	listed, ids, err := a.list(ctx)
+	if err != nil {
+		return epoch.Record{}, fmt.Errorf("read epoch record: %w", err)
+	}
+	r, _ := a.direct(ctx, ids)
+	return newer(listed, r), nil
 }
 
-func (a *Arbiter) read(ctx context.Context) (epoch.Record, []string, error) {
+// list asks for the app's machines: the record on them, and the anchors.
+func (a *Arbiter) list(ctx context.Context) (epoch.Record, []string, error) {
 	wire, err := a.client.list(ctx, a.app)
 	if err != nil {
-		return epoch.Record{}, nil, fmt.Errorf("read epoch record: %w", err)
+		return epoch.Record{}, nil, err
 	}
-	ids := anchorsOf(a.app, wire)
-	direct := make([]epoch.Record, len(ids))
-	var wg sync.WaitGroup
-	for i, id := range ids {
-		wg.Go(func() { direct[i] = a.readOne(ctx, id) })
-	}
-	wg.Wait()
-	var best epoch.Record
+	var r epoch.Record
 	for _, w := range wire {
 		if cfg := w.GetConfig(); cfg != nil {
-			best = newer(best, a.parse(w.ID, cfg.Metadata[epoch.MetadataKey]))
+			r = newer(r, a.parse(w.ID, cfg.Metadata[epoch.MetadataKey]))
 		}
 	}
-	for _, r := range direct {
-		best = newer(best, r)
-	}
-	return best, ids, nil
+	ids := anchorsOf(a.app, wire)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ids, a.idsAt, a.listed = ids, time.Now(), r
+	return r, ids, nil
 }
 
-// readOne asks for the record on one machine; what cannot be read is zero.
-func (a *Arbiter) readOne(ctx context.Context, id string) epoch.Record {
-	var meta map[string]string
-	err := a.client.machine(ctx, ActGetMetadata, a.app, id, func(ctx context.Context, c *appClient) (err error) {
-		meta, err = c.fly.GetMetadata(ctx, a.app, id)
-		return err
-	})
-	if err != nil {
-		a.log.Debug("epoch record of one machine not readable", "machine", id, "error", err)
-		return epoch.Record{}
+// anchors returns the anchors and the record of a listing that is not too old.
+func (a *Arbiter) anchors(ctx context.Context) (epoch.Record, []string, error) {
+	a.mu.Lock()
+	r, ids, ok := a.listed, a.ids, !a.idsAt.IsZero() && time.Since(a.idsAt) <= anchorsKept
+	a.mu.Unlock()
+	if !ok || len(ids) == 0 {
+		var err error
+		if r, ids, err = a.list(ctx); err != nil {
+			return r, nil, err
+		}
 	}
-	return a.parse(id, meta[epoch.MetadataKey])
+	if len(ids) == 0 {
+		return r, nil, fmt.Errorf("app %s has no machine", a.app)
+	}
+	return r, ids, nil
+}
+
+// forget makes the next call ask for the anchors anew.
+func (a *Arbiter) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.idsAt = time.Time{}
+}
+
+// direct asks the anchors themselves and says how many answered in time.
+func (a *Arbiter) direct(ctx context.Context, ids []string) (best epoch.Record, answered int) {
+	ctx, cancel := context.WithTimeout(ctx, directFor)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards best and answered
+	for _, id := range ids {
+		wg.Go(func() {
+			m, err := a.client.get(ctx, a.app, id)
+			if err != nil {
+				a.log.Debug("epoch record of one machine not readable", "machine", id, "error", err)
+				return
+			}
+			cfg := m.GetConfig()
+			if cfg == nil {
+				return
+			}
+			r := a.parse(id, cfg.Metadata[epoch.MetadataKey])
+			mu.Lock()
+			defer mu.Unlock()
+			best = newer(best, r)
+			answered++
+		})
+	}
+	wg.Wait()
+	return best, answered
 }
 
 func (a *Arbiter) parse(id, text string) epoch.Record {
@@ -142,16 +193,15 @@ func anchorsOf(app string, wire []wireMachine) []string {
 // whatever its holder is doing then. If somebody else holds it, the fault of
 // the error is leader.Leased.
 func (a *Arbiter) Lease(ctx context.Context, ttl time.Duration) (release func(context.Context) error, err error) {
-	wire, err := a.client.list(ctx, a.app)
+	_, ids, err := a.anchors(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("lease anchor: %w", err)
 	}
-	ids := anchorsOf(a.app, wire)
-	if len(ids) == 0 {
-		return nil, fmt.Errorf("lease anchor: app %s has no machine", a.app)
-	}
 	nonce, err := a.client.lease(ctx, a.app, ids[0], ttl, "flymesh founds an epoch")
 	if err != nil {
+		if leader.FaultOf(err) != leader.Leased {
+			a.forget()
+		}
 		return nil, fmt.Errorf("lease anchor %s: %w", ids[0], err)
 	}
 	return func(ctx context.Context) error {
@@ -162,27 +212,34 @@ func (a *Arbiter) Lease(ctx context.Context, ttl time.Duration) (release func(co
 	}, nil
 }
 
-// Write puts the record on the anchors and reads it back. It refuses to
-// replace the record of another cluster unless that is of an earlier epoch.
+// Write puts the record on the anchors and reads it back from them. It refuses
+// to replace the record of another cluster unless that is of an earlier epoch,
+// and moves At on where a clock that runs ahead has stamped the one before.
 // One anchor is enough; those that could not be written are logged.
 func (a *Arbiter) Write(ctx context.Context, r epoch.Record) error {
-	if r.Epoch == 0 || r.Cluster == "" {
+	if r.Zero() || r.Epoch == 0 {
 		return errors.New("write epoch record: it names no cluster")
 	}
-	r = compact(r)
-	text, err := json.Marshal(r)
+	have, ids, err := a.anchors(ctx)
 	if err != nil {
-		return fmt.Errorf("encode epoch record: %w", err)
+		return fmt.Errorf("write epoch record: %w", err)
 	}
-	have, ids, err := a.read(ctx)
-	if err != nil {
-		return err
+	now, answered := a.direct(ctx, ids)
+	if answered == 0 {
+		a.forget()
+		return errors.New("write epoch record: no anchor can be read")
 	}
+	have = newer(have, now)
 	if err := superseded(have, r); err != nil {
 		return err
 	}
-	if len(ids) == 0 {
-		return fmt.Errorf("write epoch record: app %s has no machine", a.app)
+	r = compact(r)
+	if have.Cluster == r.Cluster && !r.At.After(have.At) {
+		r.At = have.At.Add(time.Millisecond)
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode epoch record: %w", err)
 	}
 	errs := make([]error, len(ids))
 	var wg sync.WaitGroup
@@ -191,28 +248,22 @@ func (a *Arbiter) Write(ctx context.Context, r epoch.Record) error {
 			errs[i] = a.client.machine(ctx, ActSetMetadata, a.app, id, func(ctx context.Context, c *appClient) error {
 				return c.fly.SetMetadata(ctx, a.app, id, epoch.MetadataKey, string(text))
 			})
+			if errs[i] != nil {
+				a.log.Warn("epoch record not written to an anchor", "machine", id, "epoch", r.Epoch, "error", errs[i])
+			}
 		})
 	}
 	wg.Wait()
-	for i, err := range errs {
-		if err != nil {
-			a.log.Warn("epoch record not written to an anchor", "machine", ids[i], "epoch", r.Epoch, "error", err)
-		}
-	}
-	// What was written says what is true, not what was answered.
-	have, _, err = a.read(ctx)
-	switch {
-	case err != nil:
-		return fmt.Errorf("read back: %w", errors.Join(append(errs, err)...))
-	case sameRecord(have, r):
+	// What can be read says what is true, not what was answered.
+	have, _ = a.direct(ctx, ids)
+	if sameRecord(have, r) {
 		return nil
-	case have.Cluster == r.Cluster && have.At.After(r.At):
-		return fmt.Errorf("write epoch record: a later one of the same cluster is there: %w", ErrSuperseded)
 	}
+	a.forget()
 	if err := superseded(have, r); err != nil {
 		return err
 	}
-	return fmt.Errorf("write epoch record: read back epoch %d of cluster %q: %w", have.Epoch, have.Cluster, errors.Join(errs...))
+	return fmt.Errorf("write epoch record: it reads back as epoch %d of %q: %w", have.Epoch, have.Cluster, errors.Join(errs...))
 }
 
 // superseded fails if have stands in the way of r.

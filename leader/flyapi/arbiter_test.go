@@ -98,11 +98,22 @@ func TestArbiterRecord(t *testing.T) {
 		if err := a.Write(ctx, again); err != nil {
 			t.Errorf("update: %v", err)
 		}
+		late := again
+		late.At = late.At.Add(-time.Hour) // of a leader whose clock is behind
+		late.Voters = late.Voters[:1]
+		if err := a.Write(ctx, late); err != nil {
+			t.Errorf("update by a clock that is behind: %v", err)
+		}
+		if got, err := b.Read(ctx); err != nil || !got.Same(late) {
+			t.Errorf("after that: %+v, %v; want %+v", got, err, late)
+		}
 		two := record(2, "2-bbbb")
 		if err := b.Write(ctx, two); err != nil {
 			t.Errorf("next epoch: %v", err)
 		}
+		time.Sleep(5 * time.Second) // the emulator's rate limit is one for all clients
 		for _, r := range []epoch.Record{record(1, "1-aaaa"), record(2, "2-aaaa"), record(2, "2-cccc")} {
+			time.Sleep(5 * time.Second)
 			if err := a.Write(ctx, r); !errors.Is(err, ErrSuperseded) {
 				t.Errorf("write %d %s: got %v, want superseded", r.Epoch, r.Cluster, err)
 			}

@@ -52,7 +52,7 @@ func (a *Arbiter) Fates(ctx context.Context, voters []epoch.Voter) (map[string]e
 				first = errs[i]
 			}
 		}
-		if old, ok := out[v.Machine]; !ok || dead(old) {
+		if old, ok := out[v.Machine]; !ok || old.Dead() {
 			out[v.Machine] = fates[i]
 		}
 	}
@@ -60,10 +60,6 @@ func (a *Arbiter) Fates(ctx context.Context, voters []epoch.Voter) (map[string]e
 		return out, fmt.Errorf("read fates of %d voters: %w", len(voters), first)
 	}
 	return out, nil
-}
-
-func dead(f epoch.Fate) bool {
-	return f == epoch.Stopped || f == epoch.Destroyed || f == epoch.Rebooted
 }
 
 // fate looks one voter up.

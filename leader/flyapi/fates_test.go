@@ -110,13 +110,13 @@ func TestFates(t *testing.T) {
 			t.Errorf("a machine of an app without a token: got %s", got["m1"])
 		}
 		twice := []epoch.Voter{voters[0], {App: testApp, Machine: ids["running"], BootAt: time.Now().Add(-time.Hour)}, voters[0]}
-		if got, err := NewArbiter(c, testApp).Fates(ctx, twice); err != nil || dead(got[ids["running"]]) {
+		if got, err := NewArbiter(c, testApp).Fates(ctx, twice); err != nil || got[ids["running"]].Dead() {
 			t.Errorf("two boots of one machine: %v, %v", got, err)
 		}
 		if err := s.AddFaults(flytest.Fault{Status: 503}); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := NewArbiter(c, testApp).Fates(ctx, voters); err == nil || dead(got[ids["stopped"]]) {
+		if got, err := NewArbiter(c, testApp).Fates(ctx, voters); err == nil || got[ids["stopped"]].Dead() {
 			t.Errorf("with the API down: %v, %v; want an error and no death", got, err)
 		}
 	})
