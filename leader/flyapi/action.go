@@ -19,7 +19,6 @@ const (
 	ActUncordon       Action = "uncordon"
 	ActSetMetadata    Action = "set_metadata"
 	ActDeleteMetadata Action = "delete_metadata"
-	ActGetMetadata    Action = "get_metadata"
 	ActLease          Action = "lease"
 	ActReleaseLease   Action = "release_lease"
 	ActFindLease      Action = "find_lease"
@@ -29,7 +28,7 @@ const (
 // that nothing happened and the call may be repeated.
 func (a Action) reads() bool {
 	switch a {
-	case ActList, ActGet, ActGetMetadata, ActFindLease:
+	case ActList, ActGet, ActFindLease:
 		return true
 	}
 	return false

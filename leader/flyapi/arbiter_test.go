@@ -16,8 +16,11 @@ import (
 
 	"flymesh/leader"
 	"flymesh/leader/flyapi/flytest"
+	"flymesh/raftstore"
 	"flymesh/raftstore/epoch"
 )
+
+var _ raftstore.Arbiter = (*Arbiter)(nil)
 
 // record returns a record of five voters.
 func record(n uint64, cluster string) epoch.Record {
