@@ -261,3 +261,32 @@ func TestUnknownKeyPointsToItsTable(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
+
+// TestScanLinesEndsOnAnyText: the scanner is only given TOML, but must not
+// hang on anything else.
+func TestScanLinesEndsOnAnyText(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		text := rapid.StringOfN(rapid.RuneFrom([]rune("[]{}=,.#\"'\\\n ab1")), 0, 60, -1).Draw(rt, "text")
+		for path, line := range scanLines(text) {
+			if line < 1 || line > strings.Count(text, "\n")+1 {
+				rt.Fatalf("%s is on line %d", path, line)
+			}
+		}
+	})
+}
+
+func TestScanLinesOfEveryConstruct(t *testing.T) {
+	got := scanLines("a.b = 1\n" + // 1
+		"[t.'x.y']\n" + // 2
+		"s = \"q\\\"]\" # [no]\n" + // 3
+		"m = \"\"\"\n[no]\nk = 1\n\"\"\"\"\n" + // 4 to 7
+		"l = ['''\n''', [1, 2],\n  {k = \"}\", n.o = 3},\n]\n" + // 8 to 11
+		"[[w]]\nv = 1\n[[w]]\n[w.z]\nv = 2\n") // 12 to 16
+	want := map[string]int{"a": 1, "a.b": 1, "t": 2, "t.x.y": 2, "t.x.y.s": 3, "t.x.y.m": 4, "t.x.y.l": 8,
+		"t.x.y.l[0]": 8, "t.x.y.l[1]": 9, "t.x.y.l[1][0]": 9, "t.x.y.l[1][1]": 9, "t.x.y.l[2]": 10,
+		"t.x.y.l[2].k": 10, "t.x.y.l[2].n": 10, "t.x.y.l[2].n.o": 10,
+		"w": 12, "w[0]": 12, "w[0].v": 13, "w[1]": 14, "w[1].z": 15, "w[1].z.v": 16}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("lines (-want +got):\n%s", d)
+	}
+}

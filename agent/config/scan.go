@@ -150,7 +150,11 @@ func (s *scanner) value(path string) {
 			}
 			element := fmt.Sprintf("%s[%d]", path, i)
 			s.note(element)
+			before := s.pos
 			s.value(element)
+			if s.pos == before { // not TOML: go on all the same
+				s.next()
+			}
 		}
 	case '{':
 		s.next()
