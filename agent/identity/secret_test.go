@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -93,6 +94,9 @@ func TestSecretsNeverPrint(t *testing.T) {
 		if b, err := json.Marshal(v); err == nil {
 			out.Write(b)
 		}
+		if b, err := xml.Marshal(v); err == nil {
+			out.Write(b)
+		}
 		slog.New(slog.NewJSONHandler(&out, nil)).Info("json", "v", v)
 		slog.New(slog.NewTextHandler(&out, nil)).Info("text", "v", v)
 	}
@@ -104,6 +108,14 @@ func TestSecretsNeverPrint(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), redacted) {
 		t.Error("nothing was redacted: the test prints the wrong things")
+	}
+	for _, verb := range []string{"%v", "%#v", "%x", "%d", "%q"} {
+		if got := fmt.Sprintf(verb+verb, s, tk); got != redacted+redacted {
+			t.Errorf("%s prints %s", verb, got)
+		}
+	}
+	if b, err := xml.Marshal(tk); err != nil || !strings.Contains(string(b), redacted) {
+		t.Errorf("XML: %s, %v", b, err)
 	}
 	if tk.Reveal() != token {
 		t.Error("the token was changed")
@@ -177,6 +189,9 @@ func TestDerivedKeysAreFixed(t *testing.T) {
 	}
 	if !bytes.Equal(a.cert.Raw, b.cert.Raw) {
 		t.Error("the authority's certificate differs between two machines")
+	}
+	if other, err := newAuthority(s.keys()[0], "acme2"); err != nil || other.key.Equal(a.key) {
+		t.Errorf("two meshes share an authority's key (%v)", err)
 	}
 	var none Secret
 	if none.PageToken("acme") != "" || len(none.GossipKeys("acme", time.Now())) != 0 {

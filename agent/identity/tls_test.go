@@ -120,7 +120,8 @@ func TestTLSBetweenAgents(t *testing.T) {
 
 // TestTLSRefusesStrangers tries what someone without the secret has.
 func TestTLSRefusesStrangers(t *testing.T) {
-	mine := config(t, NewSecret(), "m", "one", time.Now(), time.Now())
+	env := NewSecret()
+	mine := config(t, env, "m", "one", time.Now(), time.Now())
 	if serverErr, clientErr, _, _ := handshake(t, mine, &tls.Config{InsecureSkipVerify: true}); serverErr == nil || clientErr == nil {
 		t.Errorf("a client without a certificate: server %v, client %v", serverErr, clientErr)
 	}
@@ -141,7 +142,7 @@ func TestTLSRefusesStrangers(t *testing.T) {
 	if !errors.As(serverErr, &unknown) {
 		t.Errorf("server refused for another reason: %v", serverErr)
 	}
-	old := config(t, NewSecret(), "m", "one", time.Now(), time.Now())
+	old := config(t, env, "m", "one", time.Now(), time.Now())
 	old.MinVersion, old.MaxVersion = 0, tls.VersionTLS12
 	if serverErr, _, _, _ := handshake(t, mine, old); serverErr == nil {
 		t.Error("TLS 1.2 was accepted")
