@@ -8,6 +8,7 @@ package cloudtest
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -137,7 +138,9 @@ func startStop(t *testing.T, w World) {
 		{"start a started one", "started", func() error { return w.Cloud.Start(ctx, w.App, w.Template) }},
 		{"stop", "stopped", func() error { return w.Cloud.Stop(ctx, w.App, w.Template, 0) }},
 		{"stop again", "stopped", func() error { return w.Cloud.Stop(ctx, w.App, w.Template, time.Second) }},
-		{"start", "started", func() error { return untilDone(w.Cloud.Start, ctx, w) }},
+		{"start, and again while it starts", "started", func() error {
+			return errors.Join(untilDone(w.Cloud.Start, ctx, w), w.Cloud.Start(ctx, w.App, w.Template))
+		}},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatalf("%s: %v", step.name, err)

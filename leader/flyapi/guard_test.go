@@ -131,6 +131,33 @@ func TestTemporaryErrorIsSentOnce(t *testing.T) {
 	}
 }
 
+// TestGuardHoldsRepeatsBack sends one call twice, as a retry layer would that
+// does not care for the kind of an error, and one that is no call of ours.
+func TestGuardHoldsRepeatsBack(t *testing.T) {
+	sent := 0
+	c := newClient(t, Options{Transport: transport(func(*http.Request) (*http.Response, error) {
+		sent++
+		return answer(200, `{}`), nil
+	})})
+	h := c.apps[testApp].http
+	for i, ctx := range []context.Context{withOnce(t.Context()), t.Context()} {
+		for range 2 {
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://api.machines.dev/v1/x", strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp, err := h.Do(r); err == nil {
+				_ = resp.Body.Close() // in memory
+			} else if !errors.Is(err, errRepeated) {
+				t.Error(err)
+			}
+		}
+		if sent != 1 {
+			t.Errorf("context %d: %d requests were sent, want 1 of the first and none of the second", i, sent)
+		}
+	}
+}
+
 type timeout struct{}
 
 func (timeout) Error() string   { return "timeout awaiting response headers" }
