@@ -134,7 +134,7 @@ func (a *agent) openCloud(o Options) error {
 	}
 	tokens := map[string]flyapi.Token{}
 	for app, t := range o.Tokens {
-		tokens[app] = flyapi.Token(t.Reveal())
+		tokens[app] = flyapi.NewToken(t.Reveal())
 	}
 	c, err := flyapi.New(flyapi.Options{
 		Tokens: tokens, BaseURL: o.APIBase, UserAgent: "flymesh/" + o.Version, Logger: a.log, Registerer: a.reg,

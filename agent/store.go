@@ -124,3 +124,6 @@ func (g agents) to(machine string) (*api.Client, error) {
 	}
 	return g.a.dial(m.MeshAddr), nil
 }
+
+// leaderKnown says whether somebody leads the mesh as far as this machine knows.
+func (a *agent) leaderKnown() bool { return a.store != nil && a.store.Status().Leader != "" }

@@ -153,16 +153,22 @@ func (l *Leader) fresh(ctx context.Context, t Term) {
 func (l *Leader) admit(ctx context.Context, t Term) {
 	type waiting struct{ service, machine, boot string }
 	var all []waiting
+	admitted := l.Store.State().Admitted
 	l.Reports.with(func(w *window.Window) {
 		for _, id := range w.Machines() {
 			r, age, ok := w.Latest(time.Now(), id)
-			if s, known := l.service(r.Service); ok && known && s.Gated && w.Fresh(age) && r.Readiness == report.Loaded {
+			s, known := l.service(r.Service)
+			if !ok || !known || !s.Gated || !w.Fresh(age) {
+				continue
+			}
+			// Also one that admitted itself while there was no leader.
+			if r.Readiness == report.Loaded || r.Readiness == report.Ready && admitted[id] != r.Boot {
 				all = append(all, waiting{r.Service, id, r.Boot})
 			}
 		}
 	})
 	for _, m := range all {
-		if l.Store.State().Admitted[m.machine] != m.boot {
+		if admitted[m.machine] != m.boot {
 			if err := l.Store.Verify(ctx); err != nil {
 				return
 			}

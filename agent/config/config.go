@@ -32,6 +32,7 @@ type Mesh struct {
 	DrainTimeout  time.Duration // drain_timeout: longest wait for a machine to finish what it has
 	StartTimeout  time.Duration // start_timeout: from the start call to the API's "started"
 	ReadyTimeout  time.Duration // ready_timeout: from "started" to ready
+	PinGrace      time.Duration // pin_grace: a primary that does not run keeps its place this long
 	GossipPort    int
 	MeshPort      int
 	HealthPort    int

@@ -30,6 +30,7 @@ func Default() Config {
 		DrainTimeout:  30 * time.Second,
 		StartTimeout:  2 * time.Minute,
 		ReadyTimeout:  5 * time.Minute,
+		PinGrace:      5 * time.Minute,
 		GossipPort:    7946,
 		MeshPort:      7947,
 		HealthPort:    9470,

@@ -118,6 +118,7 @@ func readMesh(t *table, d Mesh) Mesh {
 		DrainTimeout:  t.span("drain_timeout", d.DrainTimeout, time.Second, time.Hour),
 		StartTimeout:  t.span("start_timeout", d.StartTimeout, time.Second, time.Hour),
 		ReadyTimeout:  t.span("ready_timeout", d.ReadyTimeout, time.Second, time.Hour),
+		PinGrace:      t.span("pin_grace", d.PinGrace, time.Second, 24*time.Hour),
 		GossipPort:    t.count("gossip_port", d.GossipPort, 1, 65535),
 		MeshPort:      t.count("mesh_port", d.MeshPort, 1, 65535),
 		HealthPort:    t.count("health_port", d.HealthPort, 1, 65535),

@@ -15,9 +15,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"flymesh/agent"
 	"flymesh/agent/config"
@@ -30,7 +32,7 @@ var version = "dev"
 
 const defaultConfig = "/etc/flymesh/mesh.toml"
 
-const usage = `usage: agent run [-config FILE] [-dev] -- CMD...
+const usage = `usage: agent run [-config FILE] [-kill-timeout 30s] [-dev] -- CMD...
        agent check [-config FILE] [-env]
        agent version
 
@@ -39,6 +41,7 @@ check  prints every problem of the file (with -env also of the environment); exi
 
 -config defaults to $FLYMESH_CONFIG, then ` + defaultConfig + `.
 -dev    on loopback only: run without FLYMESH_SECRET.
+-kill-timeout 30s  as long as kill_timeout in fly.toml, or a little less: the time for a drain and the app's end (default 5s).
 `
 
 // Exit codes besides the app's own.
@@ -76,6 +79,8 @@ type options struct {
 	config string
 	dev    bool
 	env    bool
+
+	killTimeout time.Duration
 }
 
 func parse(name string, args []string) (options, []string, error) {
@@ -88,6 +93,7 @@ func parse(name string, args []string) (options, []string, error) {
 	f.StringVar(&o.config, "config", o.config, "")
 	f.BoolVar(&o.dev, "dev", false, "")
 	f.BoolVar(&o.env, "env", false, "")
+	f.DurationVar(&o.killTimeout, "kill-timeout", 0, "")
 	err := f.Parse(args)
 	return o, f.Args(), err
 }
@@ -101,11 +107,17 @@ func check(args []string) int {
 		fmt.Fprintf(os.Stderr, "agent check: %v\n", err)
 		return exitUsage
 	}
-	getenv := os.Getenv
-	if !o.env {
-		getenv = nil
+	// On a machine of the mesh the environment belongs to what is checked.
+	if o.env || os.Getenv("FLY_MACHINE_ID") != "" {
+		return config.Check(os.Stdout, o.config, os.Getenv)
 	}
-	return config.Check(os.Stdout, o.config, getenv)
+	code := config.Check(os.Stdout, o.config, nil)
+	if cfg, err := config.Load(o.config); err == nil {
+		for _, p := range config.CheckEnv(cfg, os.Getenv) {
+			fmt.Printf("note, not counted off a machine without -env: %s\n", p)
+		}
+	}
+	return code
 }
 
 // runApp is the small process that outlives everything: it loads nothing but
@@ -119,6 +131,9 @@ func runApp(args []string) int {
 		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
 		return exitUsage
 	}
+	if m, err := identity.FromEnv(os.Getenv); err == nil && m.Special != "" {
+		return execApp(app, m.Special)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "agent run: find own binary: %v\n", err)
@@ -128,12 +143,22 @@ func runApp(args []string) int {
 	if o.dev {
 		mesh = append(mesh, "-dev")
 	}
-	so, err := superviseOptions(app, mesh)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
-		return exitUsage
+	return supervise.Run(context.Background(), supervise.Options{App: app, Mesh: mesh, KillTimeout: o.killTimeout})
+}
+
+// execApp becomes the app: a release command, a console or a test machine does
+// its work and does not join the mesh.
+func execApp(app []string, why string) int {
+	path, err := exec.LookPath(app[0])
+	if err == nil {
+		fmt.Fprintf(os.Stderr, "agent run: %s: the app runs alone, this machine does not join the mesh\n", why)
+		err = syscall.Exec(path, app, os.Environ())
 	}
-	return supervise.Run(context.Background(), so)
+	fmt.Fprintf(os.Stderr, "agent run: start %q: %v\n", app[0], err)
+	if errors.Is(err, exec.ErrNotFound) {
+		return supervise.ExitNotFound
+	}
+	return supervise.ExitNotExecutable
 }
 
 // runMesh is the mesh half.
@@ -181,7 +206,7 @@ func meshOptions(o options, log *slog.Logger) (agent.Options, error) {
 	if len(missing) > 0 {
 		tokens = nil
 	}
-	child, err := supervise.Parent()
+	child, err := supervise.Attach()
 	if err != nil {
 		return agent.Options{}, err
 	}

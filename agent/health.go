@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"flymesh/agent/api"
+	"flymesh/agent/config"
+	"flymesh/agent/supervise"
+	"flymesh/leader"
+	"flymesh/probes"
+	"flymesh/probes/gate"
+	"flymesh/probes/host"
+	probehttp "flymesh/probes/http"
+	"flymesh/probes/prom"
+	proberedis "flymesh/probes/redis"
+	"flymesh/probes/report"
+)
+
+// stepEvery is how often readiness is judged. A change is told at once.
+const stepEvery = 100 * time.Millisecond
+
+// health is what this machine measures and whether it takes traffic: the
+// probes, the readiness gate and the drain.
+type health struct {
+	a      *agent
+	child  *supervise.Child // nil: nobody supervises
+	runner *probes.Runner
+	gated  bool
+
+	// changed is sent to when readiness changes.
+	changed chan struct{}
+
+	mu        sync.Mutex // guards all below
+	gate      *gate.Gate
+	admitted  bool
+	leaving   bool // the machine is about to stop: no way back
+	draining  bool // the leader wants it empty
+	readiness report.Readiness
+	reason    string
+	since     time.Time
+}
+
+func newHealth(a *agent, child *supervise.Child) (*health, error) {
+	root := os.Getpid()
+	if child != nil {
+		root = os.Getppid()
+	}
+	var list []probes.Schedule
+	for _, p := range a.svc.Probes {
+		pr, err := prober(p, root)
+		if err != nil {
+			return nil, fmt.Errorf("make %s probe of service %s: %w", p.Type, a.svc.Name, err)
+		}
+		list = append(list, probes.Schedule{Prober: pr, Every: p.Every, Timeout: p.Timeout, Ready: p.Ready})
+	}
+	runner, err := probes.NewRunner(list, a.log)
+	if err != nil {
+		return nil, fmt.Errorf("make probes of service %s: %w", a.svc.Name, err)
+	}
+	gated := a.svc.Gate == "leader"
+	return &health{
+		a: a, child: child, runner: runner, gated: gated, changed: make(chan struct{}, 1), since: time.Now(),
+		gate: gate.New(gate.Options{Gated: gated, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
+	}, nil
+}
+
+// prober makes the probe that mesh.toml describes. root is the process whose
+// tree is the machine's, where no cgroup and no machine tells.
+func prober(p config.Probe, root int) (probes.Prober, error) {
+	url, err := expand(p.URL)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := expand(p.Addr)
+	if err != nil {
+		return nil, err
+	}
+	switch p.Type {
+	case "host":
+		return host.New(host.Options{Root: root, Cores: cores(p.CPU)}), nil
+	case "http":
+		return probehttp.New(probehttp.Options{URL: url, Status: p.Status, Body: p.Body})
+	case "prometheus":
+		return prom.New(prom.Options{
+			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope),
+		})
+	case "redis":
+		return proberedis.New(proberedis.Options{Addr: addr})
+	}
+	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
+}
+
+// cores is the CPU that the machine may use where neither a cgroup nor the
+// machine itself tells: mesh.toml's word, else the environment's; 0: neither.
+func cores(stated float64) float64 {
+	if stated > 0 {
+		return stated
+	}
+	v, err := strconv.ParseFloat(os.Getenv("FLYMESH_CPU_ALLOWANCE"), 64)
+	if err != nil || v <= 0 {
+		return 0
+	}
+	return v
+}
+
+func scope(s string) report.QueueScope {
+	if s == "service" {
+		return report.QueueService
+	}
+	return report.QueueMachine
+}
+
+// run probes and judges until ctx ends.
+func (h *health) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { _ = h.runner.Run(ctx) })
+	var drains <-chan supervise.DrainRequest
+	if h.child != nil {
+		drains = h.child.Drains()
+		wg.Go(func() {
+			if err := h.child.Run(ctx, nil); err != nil {
+				h.a.log.Warn("the supervisor is gone; the app and the mesh go on without it", "error", err)
+			}
+		})
+	}
+	t := time.NewTicker(stepEvery)
+	defer t.Stop()
+	for {
+		h.step()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case d := <-drains:
+			wg.Go(func() { h.leave(ctx, d) })
+		}
+	}
+}
+
+// step judges readiness from what the probes say now.
+func (h *health) step() {
+	m, problems := h.runner.Collect()
+	up := true
+	if h.child != nil {
+		select {
+		case <-h.child.AppExited():
+			up = false
+		default:
+		}
+	}
+	ok, reason := m.Ready == nil || *m.Ready, m.Reason
+	if !ok && reason == "" {
+		reason = strings.Join(problems, "; ")
+	}
+	leads := h.a.leaderKnown()
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r, why, since := h.gate.Step(time.Now(), gate.Input{
+		AppUp: up, ProbesOK: ok, Reason: reason, WarmedUp: ok, Admitted: h.admitted, LeaderKnown: leads,
+		Draining: h.draining || h.leaving,
+	})
+	if r != h.readiness {
+		h.a.log.Info("readiness changed", "from", h.readiness.String(), "to", r.String(), "reason", why)
+		select {
+		case h.changed <- struct{}{}:
+		default: // one is due already
+		}
+	}
+	h.readiness, h.reason, h.since = r, why, since
+}
+
+// health is the body of /health.
+func (h *health) health() (api.Health, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return api.Health{
+		State: h.readiness.String(), Reason: h.reason, Since: h.since.UTC(), Machine: h.a.self.ID, Service: h.a.svc.Name,
+	}, h.readiness == report.Ready
+}
+
+// fill puts what is measured into a report.
+func (h *health) fill(r *report.Report) {
+	m, _ := h.runner.Collect()
+	m.Fill(r)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.Readiness, r.Reason = h.readiness, h.reason
+}
+
+// problems says which measurements of this machine are missing and why.
+func (h *health) problems() []string {
+	_, problems := h.runner.Collect()
+	out := make([]string, 0, len(problems))
+	for _, p := range problems {
+		out = append(out, fmt.Sprintf("machine %s: %s", h.a.self.ID, p))
+	}
+	return out
+}
+
+func (h *health) admit() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.admitted = true
+}
+
+func (h *health) drain(on bool) {
+	h.mu.Lock()
+	h.draining = on
+	h.mu.Unlock()
+	h.step()
+}
+
+// idle waits until nothing is in flight, or for at most limit. An app that
+// does not say how much it has in flight gets the whole time.
+func (h *health) idle(ctx context.Context, limit time.Duration) (leader.DrainResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	t := time.NewTicker(stepEvery)
+	defer t.Stop()
+	var r leader.DrainResult
+	for quiet := 0; ; {
+		m, _ := h.runner.Collect()
+		switch {
+		case m.InFlight.OK && m.InFlight.X == 0 && (!m.Queue.OK || m.QueueScope == report.QueueService || m.Queue.X == 0):
+			// The proxy may still have been about to send one: idle means twice
+			// in a row, a measurement apart.
+			if quiet++; time.Duration(quiet)*stepEvery > 2*h.a.cfg.Mesh.ReportEvery {
+				return leader.DrainResult{Done: true}, nil
+			}
+		case m.InFlight.OK:
+			quiet, r.InFlight = 0, int(m.InFlight.X)
+		default:
+			quiet = 0
+		}
+		select {
+		case <-ctx.Done():
+			return r, nil
+		case <-t.C:
+		}
+	}
+}
+
+// leave answers the supervisor: the machine is about to stop. It takes no more
+// traffic from now on, and the app gets its signal when it is idle.
+func (h *health) leave(ctx context.Context, d supervise.DrainRequest) {
+	h.mu.Lock()
+	h.leaving = true
+	h.mu.Unlock()
+	h.step()
+	_, _ = h.idle(ctx, time.Until(d.Deadline))
+	if err := d.Done(); err != nil {
+		h.a.log.Warn("answer supervisor failed", "error", err)
+	}
+}
