@@ -30,7 +30,7 @@ type Options struct {
 	QueueLimit int           `default:"10000" help:"waiting requests over which a request is refused with 429"`
 	LoadDelay  time.Duration `default:"1s" help:"embeddings: time until the model is loaded"`
 	Dimensions int           `default:"384" help:"embeddings: length of a vector"`
-	Cores      float64       `default:"0" help:"share of a core that the work may use, where no cgroup quota holds it (0: no limit of its own)"`
+	Cores      float64       `default:"0" env:"FLYMESH_CPU_ALLOWANCE" help:"cores that the machine may use, where no cgroup quota holds it to that (0: no limit of its own)"`
 }
 
 // drainTimeout bounds how long the end waits for the requests that are under way.

@@ -113,9 +113,9 @@ func TestOwnLimitHoldsCapacity(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// 160 ms of work, 20 ms of it at once, at a fifth of a core: 700 ms.
-	if got := time.Since(began); got < 650*time.Millisecond {
-		t.Errorf("took %v, the limit of a fifth of a core allows no less than 700ms", got)
+	// 160 ms of work, 20 ms of it at once, at nine tenths of a fifth of a core: 780 ms.
+	if got := time.Since(began); got < 700*time.Millisecond {
+		t.Errorf("took %v, the limit of a fifth of a core allows no less than 780ms", got)
 	}
 }
 

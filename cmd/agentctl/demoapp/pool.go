@@ -13,6 +13,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
+// ownShare is the part of a stated allowance that the work itself may use.
+const ownShare = 0.9
+
 var errFull = errors.New("queue is full")
 
 // pool burns CPU time for jobs on a fixed number of threads, first come first
@@ -40,9 +43,10 @@ type job struct {
 func newPool(o Options) *pool {
 	p := &pool{workers: o.Workers, limit: int64(o.QueueLimit), jobs: make(chan *job, o.QueueLimit)}
 	if o.Cores > 0 {
-		// A burst of 20 ms of CPU time is what a cgroup quota of a fifth of a
-		// core gives in one period of 100 ms.
-		p.cores = rate.NewLimiter(rate.Limit(o.Cores*1e6), 20_000)
+		// The rest of the allowance is for the HTTP server and the agent beside
+		// it. A burst of 20 ms of CPU time is what a cgroup quota of a fifth of
+		// a core gives in one period of 100 ms.
+		p.cores = rate.NewLimiter(rate.Limit(ownShare*o.Cores*1e6), 20_000)
 	}
 	return p
 }
