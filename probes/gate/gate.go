@@ -1,10 +1,12 @@
-// Package gate turns what probes and the leader say into one readiness, with
-// hysteresis: booting -> warming -> loaded -> ready -> draining. PURE: now
-// comes from the caller; for use from one goroutine.
+// Package gate decides whether a machine may take traffic: booting, warming,
+// loaded, ready, draining. PURE: the caller steps it with what it sees, at
+// each probe and at each change, from one goroutine.
 //
-// Ready is reached by way of warm-up alone, and on a gated machine only after
-// the leader's admission, or without a leader after a grace. An admitted
-// machine stays ready without a leader.
+// A machine is never Ready before its probes succeeded OKAfter times in a row
+// and its warm-up is done, and, if it is gated, before the leader admitted this
+// boot. An admission outlives the leader. Without a leader for NoLeaderGrace a
+// loaded machine admits itself and says so in its reason; a new leader has the
+// same time to confirm it.
 package gate
 
 import (
@@ -14,99 +16,144 @@ import (
 	"flymesh/probes/report"
 )
 
-// Options of New. Zero fields have defaults.
+// Options are fixed for the life of a Gate.
 type Options struct {
-	Gated         bool          // loaded waits for the leader's admission
-	FailAfter     int           // failed steps in a row that end ready; default 3
-	OKAfter       int           // good steps in a row that end booting; default 2
-	NoLeaderGrace time.Duration // a loaded machine admits itself after this long without a leader; default 2 min
+	Gated         bool          // the leader's admission is needed
+	FailAfter     int           // failures in a row that end Ready; at least 1
+	OKAfter       int           // successes in a row that begin it; at least 1
+	NoLeaderGrace time.Duration // see the package comment
 }
 
-// Input is what is true at one step.
+// Input is what the machine and the mesh look like at one step.
 type Input struct {
-	AppUp       bool
+	AppUp       bool   // the app's process runs
 	ProbesOK    bool   // every probe that readiness needs succeeds
-	Reason      string // why not
-	WarmedUp    bool   // a real request was answered
-	Admitted    bool   // by the leader, for this boot
+	Reason      string // why they do not
+	WarmedUp    bool   // the warm-up of this life of the app is done
+	Admitted    bool   // the replicated state holds the admission of this boot
+	Revoked     bool   // the leader took the admission of this boot back
 	LeaderKnown bool
 	Draining    bool
 }
 
-// Gate is the readiness of one machine.
+// Gate is the state of one machine.
 type Gate struct {
-	o     Options
-	state report.Readiness
-	since time.Time
+	options Options
 
-	good, bad  int       // steps in a row
-	leaderless time.Time // since when no leader is known; zero: one is
-	confirmed  bool      // ready by admission, not by grace
+	state  report.Readiness
+	reason string
+	since  time.Time // of state
+
+	fails, oks int  // probes in a row, no further than the thresholds
+	healthy    bool // by hysteresis
+
+	admission   admission
+	leaderAt    time.Time // when a leader was last known; zero: never
+	loadedAt    time.Time // since when it could be ready; zero: it could not
+	uncertainAt time.Time // since when a leader is known that does not confirm; zero: not so
 }
 
-// New returns a gate that is booting.
+type admission uint8
+
+const (
+	none        admission = iota
+	unconfirmed           // by itself, without a leader
+	confirmed             // by a leader
+)
+
+// New returns the gate of a machine that has just booted.
 func New(o Options) *Gate {
-	if o.FailAfter <= 0 {
-		o.FailAfter = 3
-	}
-	if o.OKAfter <= 0 {
-		o.OKAfter = 2
-	}
-	if o.NoLeaderGrace <= 0 {
-		o.NoLeaderGrace = 2 * time.Minute
-	}
-	return &Gate{o: o}
+	o.FailAfter, o.OKAfter = max(o.FailAfter, 1), max(o.OKAfter, 1)
+	return &Gate{options: o, reason: "not looked yet"}
 }
 
-// Step judges once and returns the state, the reason for it, and since when it holds.
-func (g *Gate) Step(now time.Time, in Input) (r report.Readiness, reason string, since time.Time) {
-	if g.since.IsZero() {
-		g.since = now
-	}
-	if in.AppUp && in.ProbesOK {
-		g.good, g.bad = g.good+1, 0
+// Step takes one look and returns the state, why it is not Ready (or what is
+// doubtful about it), and since when it holds. now must not go back.
+func (g *Gate) Step(now time.Time, in Input) (state report.Readiness, reason string, since time.Time) {
+	g.count(in)
+	g.admit(now, in)
+	state, reason = g.decide(in)
+	// An unconfirmed admission needs a machine that stays loaded meanwhile.
+	if state >= report.Loaded && state != report.Draining {
+		if g.loadedAt.IsZero() {
+			g.loadedAt = now
+		}
 	} else {
-		g.good, g.bad = 0, g.bad+1
+		g.loadedAt = time.Time{}
+	}
+	if state != g.state || g.since.IsZero() {
+		g.state, g.since = state, now
+	}
+	g.reason = reason
+	return g.state, g.reason, g.since
+}
+
+// count applies the hysteresis. The end of the app needs none.
+func (g *Gate) count(in Input) {
+	switch {
+	case !in.AppUp:
+		g.fails, g.oks, g.healthy = 0, 0, false
+	case in.ProbesOK:
+		g.fails, g.oks = 0, min(g.oks+1, g.options.OKAfter)
+		g.healthy = g.healthy || g.oks >= g.options.OKAfter
+	default:
+		g.oks, g.fails = 0, min(g.fails+1, g.options.FailAfter)
+		g.healthy = g.healthy && g.fails < g.options.FailAfter
+	}
+}
+
+// admit follows what the leader says about this boot.
+func (g *Gate) admit(now time.Time, in Input) {
+	if in.LeaderKnown || g.leaderAt.IsZero() {
+		g.leaderAt = now // a machine that never had a leader waits from its start
+	}
+	if in.Admitted || g.admission == none || !in.LeaderKnown {
+		g.uncertainAt = time.Time{}
 	}
 	switch {
+	case in.Revoked:
+		g.admission = none
+	case in.Admitted:
+		g.admission = confirmed
+	case g.admission == none:
+		if !in.LeaderKnown && !g.loadedAt.IsZero() &&
+			now.Sub(g.loadedAt) >= g.options.NoLeaderGrace && now.Sub(g.leaderAt) >= g.options.NoLeaderGrace {
+			g.admission = unconfirmed
+		}
 	case in.LeaderKnown:
-		g.leaderless = time.Time{}
-	case g.leaderless.IsZero():
-		g.leaderless = now
+		// A leader that does not know the admission: it may have lost the
+		// state, or have refused. It has the time of the grace to confirm.
+		if g.uncertainAt.IsZero() {
+			g.uncertainAt = now
+		}
+		if now.Sub(g.uncertainAt) >= g.options.NoLeaderGrace {
+			g.admission, g.uncertainAt = none, time.Time{}
+		}
 	}
-	next, reason := g.next(now, in)
-	if next != g.state {
-		g.state, g.since = next, now
-	}
-	return g.state, reason, g.since
 }
 
-func (g *Gate) next(now time.Time, in Input) (report.Readiness, string) {
+func (g *Gate) decide(in Input) (report.Readiness, string) {
 	switch {
 	case in.Draining:
 		return report.Draining, "draining"
 	case !in.AppUp:
-		return report.Booting, "the app does not run"
-	case g.bad > 0 && g.state == report.Ready && g.bad < g.o.FailAfter:
-		return report.Ready, fmt.Sprintf("a probe failed %d times of %d: %s", g.bad, g.o.FailAfter, in.Reason)
-	case g.bad > 0:
-		return report.Booting, in.Reason
-	case g.good < g.o.OKAfter && g.state == report.Booting:
-		return report.Booting, "a probe succeeded; one more to be sure"
+		return report.Booting, "the app is not running"
+	case !g.healthy && in.ProbesOK:
+		return report.Booting, fmt.Sprintf("probes succeeded %d of %d times", g.oks, g.options.OKAfter)
+	case !g.healthy:
+		return report.Booting, "probe fails: " + in.Reason
 	case !in.WarmedUp:
-		return report.Warming, "warm-up is under way"
-	case !g.o.Gated:
-		return report.Ready, ""
-	case in.Admitted:
-		g.confirmed = true
-		return report.Ready, ""
-	case g.state == report.Ready && !g.confirmed && !in.LeaderKnown:
-		return report.Ready, "unconfirmed: admitted itself without a leader"
-	case g.state == report.Ready && !g.confirmed:
-		// A leader is back; it will confirm, and until then nothing flips.
-		return report.Ready, "unconfirmed: the leader has not admitted it yet"
-	case !g.leaderless.IsZero() && now.Sub(g.leaderless) >= g.o.NoLeaderGrace:
-		return report.Ready, "unconfirmed: admitted itself without a leader"
+		return report.Warming, "warm-up is not done"
+	case g.options.Gated && g.admission == none && in.LeaderKnown:
+		return report.Loaded, "waiting for the leader's admission"
+	case g.options.Gated && g.admission == none:
+		return report.Loaded, "no leader to admit this machine"
+	case !in.ProbesOK && g.state != report.Ready:
+		return report.Loaded, "probe fails: " + in.Reason // tolerated in Ready, no way into it
+	case g.options.Gated && g.admission == unconfirmed:
+		return report.Ready, fmt.Sprintf("unconfirmed: no leader for %v", g.options.NoLeaderGrace)
+	case !in.ProbesOK:
+		return report.Ready, fmt.Sprintf("probe fails, %d of %d times: %s", g.fails, g.options.FailAfter, in.Reason)
 	}
-	return report.Loaded, "waits for the leader's admission"
+	return report.Ready, ""
 }
