@@ -125,8 +125,10 @@ func (e *eval) stretch(t test, samples []window.Sample, now time.Time, every tim
 		}
 		out.since = s.At
 		out.samples++
-		if now.Sub(s.At) < e.rule.For+every/2 {
+		if age := now.Sub(s.At); age < e.rule.For+every/2 {
 			inSpan++
+		} else if t != surely {
+			break // only how long it is "surely" so is told
 		}
 	}
 	out.long = e.fresh && out.samples > 0 && now.Sub(out.since) >= e.rule.For-every

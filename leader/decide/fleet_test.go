@@ -26,13 +26,13 @@ func ages(limit time.Duration) *rapid.Generator[time.Duration] {
 	})
 }
 
-// likely draws true in about one of n.
-func likely(t *rapid.T, name string, n int) bool { return rapid.IntRange(1, n).Draw(t, name) == 1 }
+// likely draws true in one of n or less.
+func likely(t *rapid.T, name string, n int) bool { return rapid.IntRange(1, n).Draw(t, name) == n }
 
 func drawRules(t *rapid.T, name string, texts ...string) []decide.Rule {
 	var out []decide.Rule
 	for i, text := range texts {
-		if i > 0 && rapid.Bool().Draw(t, name) {
+		if i > 0 && likely(t, name, 2) {
 			continue
 		}
 		r, err := decide.ParseRule(text)
@@ -71,7 +71,7 @@ func drawService(t *rapid.T, in *decide.Input, name string) {
 		ReadyGrace: 90 * time.Second, NoGainAfter: 2,
 	}
 	in.Policy.Services = append(in.Policy.Services, s)
-	n := rapid.IntRange(0, s.Max+2).Draw(t, "machines")
+	n := s.Max + rapid.IntRange(-s.Max, 2).Draw(t, "machines")
 	trouble := rapid.Bool().Draw(t, "trouble")
 	for i := range n {
 		in.Machines = append(in.Machines, drawMachine(t, name, i, trouble && likely(t, "odd", 3)))
@@ -140,15 +140,19 @@ func drawState(t *rapid.T, s decide.Service) decide.ServiceState {
 // with machines missing or samples lost.
 func drawHistory(t *rapid.T, service string, machines int) []window.Sample {
 	level := rapid.SampledFrom([]float64{0.1, 0.2, 0.5, 0.95, 0.98}).Draw(t, "level")
-	missing := 0
-	if likely(t, "missing", 6) {
+	missing, heardAgain := 0, 0
+	if likely(t, "missing", 4) {
 		missing = rapid.IntRange(0, machines).Draw(t, "missing machines")
+		heardAgain = 144 - rapid.IntRange(0, 140).Draw(t, "heard again")
 	}
-	lost := rapid.IntRange(1, 12).Draw(t, "lost")
+	lost := 0
+	if likely(t, "lost", 4) {
+		lost = rapid.IntRange(1, 8).Draw(t, "lost")
+	}
 	turn := rapid.IntRange(0, 160).Draw(t, "turn") // how long ago the level was reached
 	var out []window.Sample
 	for i := range 144 {
-		if lost < 4 && i%(lost+1) == 0 {
+		if lost > 0 && i%(lost+1) == 0 {
 			continue
 		}
 		x := level
@@ -156,11 +160,12 @@ func drawHistory(t *rapid.T, service string, machines int) []window.Sample {
 			x = 0.5
 		}
 		s := sampleAt(noon.Add(-time.Duration(143-i)*reportEvery), x)
-		s.Heard, s.Expected = machines-missing, machines
-		for j := range missing {
-			s.Missing = append(s.Missing, fmt.Sprintf("%s-m%d", service, j))
-		}
-		if missing > 0 {
+		s.Heard, s.Expected = machines, machines
+		if i < heardAgain && missing > 0 {
+			s.Heard -= missing
+			for j := range missing {
+				s.Missing = append(s.Missing, fmt.Sprintf("%s-m%d", service, j))
+			}
 			for _, v := range []*window.Interval{&s.CPU, &s.P95, &s.Queue} {
 				v.Best, v.Worst = v.Best/2, math.Inf(1)
 			}
