@@ -1,11 +1,9 @@
 package raftstore
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +14,8 @@ import (
 
 const (
 	controlEvery = 500 * time.Millisecond
-	aliveWithin  = 3 * time.Second  // since the newest answer of a server that counts as alive
+	surveyEvery  = 2 * time.Second  // while nothing has to change
+	aliveWithin  = 5 * time.Second  // since the newest answer of a server that counts as alive
 	fatesEvery   = 5 * time.Second  // between questions about silent servers
 	changeLimit  = 2 * time.Second  // to enqueue a change
 	behindLimit  = 10 * time.Second // a follower that does not move gets new connections
@@ -68,29 +67,59 @@ func (c *control) run() {
 		if made && err == nil {
 			continue
 		}
-		select {
-		case <-t.C:
-		case <-c.kick:
-		case <-ctx.Done():
+		for idle := controlEvery; ; idle += controlEvery {
+			select {
+			case <-t.C:
+				if idle < surveyEvery && err == nil && c.quiet() {
+					continue
+				}
+			case <-c.kick:
+			case <-ctx.Done():
+			}
+			break
 		}
 	}
 }
 
+// quiet reports whether gossip shows nothing that a round would act on: every
+// server of raft lives as the incarnation that raft knows, and none is wanted.
+func (c *control) quiet() bool {
+	servers := c.l.in.servers()
+	boots := map[string]string{}
+	eligible := 1
+	for _, p := range c.s.o.Peers.Peers() {
+		if p.Alive {
+			boots[p.Machine] = p.Boot
+			if c.fits(p) {
+				eligible++
+			}
+		}
+	}
+	for _, srv := range servers {
+		id := string(srv.ID)
+		if id != c.l.in.server && boots[machineOf(id)] != rootBoot(bootOf(id)) {
+			return false
+		}
+	}
+	return len(servers) >= min(eligible, wantVoters(eligible)+warmStandbys)
+}
+
 // round looks at every server and makes at most one change.
 func (c *control) round(ctx context.Context) (bool, error) {
-	conf, index := c.l.in.servers()
-	r := c.survey(ctx, conf)
+	// Read the index first: if it is older than the servers, raft refuses the change.
+	index, servers := c.l.in.fsm.configuration(), c.l.in.servers()
+	r := c.survey(ctx, servers)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
 	ch := r.next()
 	if ch.kind == stepNone {
-		if err := c.syncRecord(ctx, conf); err != nil {
+		if err := c.syncRecord(ctx, servers); err != nil {
 			return false, err
 		}
 		return false, nil
 	}
-	if err := c.make(ctx, conf, index, ch); err != nil {
+	if err := c.make(ctx, servers, index, ch); err != nil {
 		return false, fmt.Errorf("%s server %s: %w", ch.kind, ch.id, err)
 	}
 	c.s.log.Info("membership changed", "change", string(ch.kind), "server", ch.id, "reason", ch.why)
@@ -101,10 +130,10 @@ func (c *control) round(ctx context.Context) (bool, error) {
 // for a majority before it does, so that no recovery overlooks one: a change
 // of voters is recorded as pending first. Without that record no voter is
 // added, and none removed from an even number, whose half would pass for lost.
-func (c *control) make(ctx context.Context, conf raft.Configuration, index uint64, ch change) error {
+func (c *control) make(ctx context.Context, servers []raft.Server, index uint64, ch change) error {
 	var target raft.Server
 	voters := 0
-	for _, srv := range conf.Servers {
+	for _, srv := range servers {
 		if srv.Suffrage == raft.Voter {
 			voters++
 		}
@@ -113,7 +142,7 @@ func (c *control) make(ctx context.Context, conf raft.Configuration, index uint6
 		}
 	}
 	if ch.kind == stepPromote || ch.kind == stepRemove && target.Suffrage == raft.Voter {
-		if err := c.record(ctx, conf, ch.id); err != nil && (ch.kind == stepPromote || voters%2 == 0) {
+		if err := c.record(ctx, servers, ch.id); err != nil && (ch.kind == stepPromote || voters%2 == 0) {
 			return err
 		}
 	}
@@ -132,8 +161,7 @@ func (c *control) make(ctx context.Context, conf raft.Configuration, index uint6
 		return err
 	}
 	if ch.kind != stepAdd {
-		conf, _ = c.l.in.servers()
-		if err := c.syncRecord(ctx, conf); err != nil {
+		if err := c.syncRecord(ctx, c.l.in.servers()); err != nil {
 			c.s.log.Warn("epoch record is behind the voters", "error", err)
 		}
 	}
@@ -149,169 +177,6 @@ func (c *control) wait(ctx context.Context, f func() error) error {
 	}
 }
 
-// survey asks every server, looks at gossip and, for the silent, at the arbiter.
-func (c *control) survey(ctx context.Context, conf raft.Configuration) roster {
-	s := c.s
-	peers := map[string]Peer{}
-	for _, p := range s.o.Peers.Peers() {
-		peers[p.Machine] = p
-	}
-	var addrs []string
-	inRaft := map[string]bool{}
-	perApp := map[string]int{s.o.Self.App: 1}
-	for _, srv := range conf.Servers {
-		m := machineOf(string(srv.ID))
-		inRaft[m] = true
-		if string(srv.ID) != c.l.in.server {
-			at := hostportOf(srv.Address)
-			addrs = append(addrs, at)
-			if p, ok := peers[m]; ok && p.Addr != at {
-				addrs = append(addrs, p.Addr) // it moved, so it is another incarnation
-			}
-			perApp[peers[m].App]++
-		}
-	}
-	pool := c.pool(peers, inRaft, perApp)
-	for _, p := range pool {
-		addrs = append(addrs, p.Addr)
-	}
-	answers := s.askAll(ctx, addrs)
-	said := map[string]sight{}
-	for _, a := range answers {
-		said[a.Machine] = a
-	}
-	for _, a := range answers {
-		if a.Epoch > c.l.Epoch {
-			s.suspect(c.l.in, a.Epoch, "a machine knows a newer epoch")
-		}
-	}
-	now := time.Now()
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	commit := c.l.in.raft.CommitIndex()
-	r := roster{silentAfter: s.o.SilentAfter}
-	var silent []epoch.Voter
-	eligible := 0
-	for _, srv := range conf.Servers {
-		id := string(srv.ID)
-		v := server{id: id, machine: machineOf(id), voter: srv.Suffrage == raft.Voter, self: id == c.l.in.server}
-		h := c.hear(id, said[v.machine], now)
-		v.alive = v.self || !h.at.IsZero() && now.Sub(h.at) <= aliveWithin
-		v.silent = now.Sub(newest(h.at, h.first))
-		if v.self {
-			v.silent = 0
-		}
-		a, answered := said[v.machine]
-		p, known := peers[v.machine]
-		v.dead = !v.self && (c.proven[id] || answered && supersedes(a.Server, id) ||
-			known && p.Alive && p.Boot != rootBoot(bootOf(id)) && p.BootAt.After(h.voter.BootAt) && !h.voter.BootAt.IsZero())
-		if v.dead {
-			v.alive = false
-			c.proven[id] = true
-		}
-		v.leaving = c.leaving[v.machine].After(now) && !v.self
-		v.caughtUp = v.alive && h.at.Equal(now) && h.last+slack >= commit
-		if !v.alive && !v.dead {
-			silent = append(silent, epoch.Voter{App: cmp.Or(h.voter.App, p.App), Machine: v.machine, Boot: bootOf(id), BootAt: h.voter.BootAt})
-		}
-		if v.alive && !v.self && h.last+slack < commit && now.Sub(h.moved) > behindLimit {
-			// A follower that answers but gets nothing: raft's own connections
-			// to it hang (hashicorp/raft #612).
-			s.log.Warn("follower does not move: new connections", "server", id)
-			c.l.in.stream.recycle(id)
-			h.moved = now
-			c.heard[id] = h
-		}
-		if v.alive && !v.leaving {
-			eligible++
-		}
-		r.servers = append(r.servers, v)
-	}
-	for _, p := range pool {
-		if a, ok := said[p.Machine]; ok && a.Eligible && !a.Member {
-			r.candidates = append(r.candidates, candidate{a.Server, p.Addr, p.Machine})
-			eligible++
-		}
-	}
-	voters := 0
-	for _, v := range r.servers {
-		if v.voter {
-			voters++
-		}
-	}
-	if wantVoters(eligible) >= voters {
-		c.fewFrom = time.Time{}
-	} else if c.fewFrom.IsZero() {
-		c.fewFrom = now
-	}
-	r.shrink = !c.fewFrom.IsZero() && now.Sub(c.fewFrom) >= s.o.ShrinkAfter
-	if len(silent) > 0 && s.o.Arbiter != nil && now.Sub(c.fatesAt) >= fatesEvery {
-		c.fatesAt = now
-		s.goDo(func() { c.inquire(ctx, silent) })
-	}
-	return r
-}
-
-// hear takes in an answer; the caller holds mu.
-func (c *control) hear(id string, a sight, now time.Time) heard {
-	h, ok := c.heard[id]
-	if !ok {
-		h = heard{first: now, moved: now}
-	}
-	if a.Server == id {
-		h.at = now
-		if a.Last != h.last {
-			h.last, h.moved = a.Last, now
-		}
-		h.voter = epoch.Voter{App: a.App, Machine: a.Machine, Boot: bootOf(id), BootAt: a.BootAt}
-	}
-	c.heard[id] = h
-	return h
-}
-
-func newest(t ...time.Time) time.Time { return slices.MaxFunc(t, time.Time.Compare) }
-
-// inquire asks the arbiter what became of silent servers.
-func (c *control) inquire(ctx context.Context, silent []epoch.Voter) {
-	ctx, cancel := context.WithTimeout(ctx, 2*c.s.o.ReadTimeout)
-	defer cancel()
-	fates, err := c.s.o.Arbiter.Fates(ctx, silent)
-	if err != nil {
-		if c.l.Context.Err() == nil {
-			c.s.log.Warn("cannot read the fates of silent servers", "error", err)
-		}
-		return
-	}
-	c.mu.Lock()
-	for _, v := range silent {
-		// Without the time of its boot a start event proves nothing.
-		f := fates[v.Machine]
-		if f.Dead() && (f != epoch.Rebooted || !v.BootAt.IsZero()) {
-			c.proven[v.ID()] = true
-		}
-	}
-	c.mu.Unlock()
-	c.poke()
-}
-
-// pool lists the machines outside raft that may become servers, best first.
-// Only the wide profile takes other regions than the leader's.
-func (c *control) pool(peers map[string]Peer, inRaft map[string]bool, perApp map[string]int) []Peer {
-	now := time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var l []Peer
-	for _, p := range peers {
-		if p.Alive && p.Eligible && !p.Burst && !inRaft[p.Machine] && !c.leaving[p.Machine].After(now) &&
-			(p.Region == c.s.o.Self.Region || c.s.o.Profile == Wide) {
-			l = append(l, p)
-		}
-	}
-	l = rank(l, perApp)
-	return l[:min(len(l), 8)]
-}
-
 func (c *control) poke() {
 	select {
 	case c.kick <- struct{}{}:
@@ -321,12 +186,12 @@ func (c *control) poke() {
 
 // voters describes the voters for Status.
 func (c *control) voters() []VoterStatus {
-	conf, _ := c.l.in.servers()
+	servers := c.l.in.servers()
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var l []VoterStatus
-	for _, srv := range conf.Servers {
+	for _, srv := range servers {
 		if srv.Suffrage == raft.Voter {
 			id := string(srv.ID)
 			h := c.heard[id]
@@ -357,9 +222,9 @@ func (c *control) remove(ctx context.Context, machine string, limit, keepOut tim
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
 	for {
-		conf, index := c.l.in.servers()
-		in := index == 0
-		for _, srv := range conf.Servers {
+		servers := c.l.in.servers()
+		in := len(servers) == 0
+		for _, srv := range servers {
 			in = in || machineOf(string(srv.ID)) == machine
 		}
 		if !in {

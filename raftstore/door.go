@@ -16,6 +16,7 @@ import (
 const (
 	maxOpening = 64
 	maxQueries = 512
+	busyAfter  = 50 * time.Millisecond // of waiting for others' handshakes
 )
 
 // accept takes connections until the network closes.
@@ -46,7 +47,7 @@ func (s *Store) accept() error {
 		pause = 5 * time.Millisecond
 		select {
 		case opening <- struct{}{}:
-		default:
+		case <-time.After(busyAfter):
 			c.Close()
 			s.m.refused.WithLabelValues(string(busy)).Inc()
 			continue

@@ -15,7 +15,7 @@ import (
 
 func summary(d []time.Duration) string {
 	slices.Sort(d)
-	q := func(p float64) time.Duration { return d[int(p*float64(len(d)-1)+0.5)].Round(time.Millisecond) }
+	q := func(p float64) time.Duration { return d[int(p*float64(len(d)-1)+0.5)].Round(10 * time.Microsecond) }
 	return fmt.Sprintf("n=%d min %s p50 %s p90 %s p99 %s max %s", len(d), q(0), q(.5), q(.9), q(.99), q(1))
 }
 

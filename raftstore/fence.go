@@ -73,7 +73,7 @@ func (s *Store) repair(l *leadership, was epoch.Record) {
 // yield breaks a tie without an arbiter: a founder that restarted blank founds
 // its epoch again; alone, it gives way to the cluster that has others.
 func (s *Store) yield(l *leadership) {
-	if c, _ := l.in.servers(); len(c.Servers) > 1 {
+	if len(l.in.servers()) > 1 {
 		return
 	}
 	for _, a := range s.askAll(l.Context, s.livingAddrs()) {

@@ -11,8 +11,10 @@ import (
 
 const (
 	formEvery = 500 * time.Millisecond
-	leaseTTL  = 20 * time.Second // of the lease around founding
-	stagger   = 3 * time.Second  // patience for each machine that goes first
+	// recordPause is how often the record is read while patience lasts.
+	recordPause = 5 * time.Second
+	leaseTTL    = 20 * time.Second // of the lease around founding
+	stagger     = 3 * time.Second  // patience for each machine that goes first
 )
 
 // form founds the next cluster when nobody leads and the record permits.
@@ -20,15 +22,25 @@ func (s *Store) form() {
 	if !s.o.Self.Eligible && !s.o.Founder {
 		return
 	}
-	var asked time.Time // fates cost API calls
+	var asked, again time.Time // when fates were asked, when to read the record again: both cost API calls
 	s.every(s.ctx, formEvery, func() {
 		quiet := s.quietFor()
 		if s.leading() != nil || quiet < s.o.FormAfter {
-			asked = time.Time{}
+			asked, again = time.Time{}, time.Time{}
+			return
+		}
+		if time.Now().Before(again) {
 			return
 		}
 		d, r := s.mayFound(quiet, &asked)
 		s.setReason(d.Reason)
+		switch {
+		case r.Zero():
+		case quiet < s.o.RecoverAfter:
+			again = time.Now().Add(min(recordPause, s.o.RecoverAfter-quiet))
+		default:
+			again = time.Now().Add(recordEvery)
+		}
 		if !d.Found && !d.Resume {
 			return
 		}
@@ -102,7 +114,7 @@ func (s *Store) mayFound(quiet time.Duration, asked *time.Time) (epoch.Decision,
 	}
 	sit.Record = r
 	d := epoch.MayFound(sit)
-	if d.Ask && time.Since(*asked) >= 2*time.Second {
+	if d.Ask && time.Since(*asked) >= fatesEvery/2 {
 		*asked = time.Now()
 		sit.Fates = s.fates(s.ctx, r.Voters)
 		d = epoch.MayFound(sit)

@@ -21,6 +21,7 @@ type fsm struct {
 	mu    sync.Mutex
 	state *state.State
 	copy  *state.State // of the newest view; nil when out of date
+	conf  uint64       // index of the newest committed configuration; 0: not known
 }
 
 var (
@@ -38,9 +39,21 @@ func (f *fsm) Apply(l *raft.Log) any {
 	return f.state.Apply(l.Index, l.Data)
 }
 
-// StoreConfiguration implements raft.ConfigurationStore; raft keeps the
-// configuration itself.
-func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {}
+// StoreConfiguration implements raft.ConfigurationStore. Raft keeps the
+// configuration, but does not tell its index: GetConfiguration's is always 0.
+func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conf = index
+}
+
+// configuration returns the index of the newest committed configuration, 0 if
+// a snapshot hides it.
+func (f *fsm) configuration() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.conf
+}
 
 // view returns a copy, the same one until the state changes: read only.
 func (f *fsm) view() *state.State {
@@ -77,7 +90,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state, f.copy = st, nil
+	f.state, f.copy, f.conf = st, nil, 0
 	return nil
 }
 

@@ -117,10 +117,6 @@ func (in *instance) stop() {
 const stopTimeout = 2 * time.Second
 
 // servers returns the newest configuration, committed or not.
-func (in *instance) servers() (raft.Configuration, uint64) {
-	f := in.raft.GetConfiguration()
-	if f.Error() != nil {
-		return raft.Configuration{}, 0
-	}
-	return f.Configuration(), f.Index()
+func (in *instance) servers() []raft.Server {
+	return in.raft.GetConfiguration().Configuration().Servers
 }

@@ -23,11 +23,7 @@ func (s *Store) MayStop(machine string) error {
 	if l == nil {
 		return fmt.Errorf("may stop %s: %w", machine, ErrNotLeader)
 	}
-	conf, index := l.in.servers()
-	if index == 0 {
-		return fmt.Errorf("may stop %s: %w", machine, ErrNotLeader)
-	}
-	for _, srv := range conf.Servers {
+	for _, srv := range l.in.servers() {
 		if machineOf(string(srv.ID)) == machine && srv.Suffrage == raft.Voter {
 			return fmt.Errorf("may stop %s: %w", machine, ErrVoter)
 		}
@@ -88,13 +84,13 @@ func (s *Store) leave() {
 	if in == nil {
 		return
 	}
-	conf, _ := in.servers()
-	if len(conf.Servers) < 2 {
+	servers := in.servers()
+	if len(servers) < 2 {
 		return
 	}
 	if l := s.leading(); l != nil {
 		voters := 0
-		for _, srv := range conf.Servers {
+		for _, srv := range servers {
 			if srv.Suffrage == raft.Voter {
 				voters++
 			}

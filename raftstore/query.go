@@ -53,8 +53,7 @@ func (s *Store) sight() sight {
 	v.Term, v.Last = in.raft.CurrentTerm(), in.raft.LastIndex()
 	if l := s.leading(); l != nil && l.in == in {
 		v.Leading, v.Leader, v.LeaderAddr, v.LeaderAge, v.Since = true, in.server, self.Addr, 0, l.since
-		c, _ := in.servers()
-		for _, srv := range c.Servers {
+		for _, srv := range in.servers() {
 			v.Servers = append(v.Servers, string(srv.ID))
 		}
 		v.Voters = l.control.voters()

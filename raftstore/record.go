@@ -12,17 +12,17 @@ import (
 )
 
 // syncRecord makes the record's voters those of the configuration.
-func (c *control) syncRecord(ctx context.Context, conf raft.Configuration) error {
-	return c.record(ctx, conf, "")
+func (c *control) syncRecord(ctx context.Context, servers []raft.Server) error {
+	return c.record(ctx, servers, "")
 }
 
 // record writes the voters into the record, with the change of one of them
 // pending, if this leadership has not written the same before.
-func (c *control) record(ctx context.Context, conf raft.Configuration, pending string) error {
+func (c *control) record(ctx context.Context, servers []raft.Server, pending string) error {
 	if c.s.o.Arbiter == nil {
 		return nil
 	}
-	want := c.recordVoters(conf, pending)
+	want := c.recordVoters(servers, pending)
 	c.mu.Lock()
 	same := c.written != nil && slices.Equal(c.written, want)
 	c.writing = !same
@@ -57,8 +57,7 @@ func (c *control) compare(r epoch.Record) {
 // a later epoch. Nil voters: those of the configuration.
 func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 	if voters == nil {
-		conf, _ := c.l.in.servers()
-		voters = c.recordVoters(conf, "")
+		voters = c.recordVoters(c.l.in.servers(), "")
 	}
 	now, err := c.s.readRecord(ctx)
 	if err != nil {
@@ -95,7 +94,7 @@ func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 }
 
 // recordVoters describes the voters, and the one whose change is pending.
-func (c *control) recordVoters(conf raft.Configuration, pending string) []epoch.Voter {
+func (c *control) recordVoters(servers []raft.Server, pending string) []epoch.Voter {
 	peers := map[string]Peer{}
 	for _, p := range c.s.o.Peers.Peers() {
 		peers[p.Machine] = p
@@ -103,7 +102,7 @@ func (c *control) recordVoters(conf raft.Configuration, pending string) []epoch.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var l []epoch.Voter
-	for _, srv := range conf.Servers {
+	for _, srv := range servers {
 		id := string(srv.ID)
 		if srv.Suffrage != raft.Voter && id != pending {
 			continue

@@ -56,7 +56,7 @@ func (s *Store) Status() Status {
 	// What a machine outside raft knows is as old as its newest question.
 	fresh := 2 * watchEveryElse
 	if s.o.Self.Eligible {
-		fresh = 3 * watchEvery
+		fresh = 2 * watchEveryOK
 	}
 	if in != nil {
 		fresh = 3 * heartbeat
@@ -96,8 +96,7 @@ func roleOf(in *instance) Role {
 	if in.raft.State() == raft.Candidate {
 		return Candidate
 	}
-	conf, _ := in.servers()
-	for _, srv := range conf.Servers {
+	for _, srv := range in.servers() {
 		if string(srv.ID) == in.server && srv.Suffrage == raft.Voter {
 			return Voter
 		}
@@ -114,8 +113,7 @@ func (s *Store) votersOf(in *instance) []VoterStatus {
 		}
 	}
 	var l []VoterStatus
-	conf, _ := in.servers()
-	for _, srv := range conf.Servers {
+	for _, srv := range in.servers() {
 		if srv.Suffrage == raft.Voter {
 			id := string(srv.ID)
 			m, b := machineOf(id), bootOf(id)

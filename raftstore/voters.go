@@ -29,7 +29,8 @@ type candidate struct {
 // roster is the leader's view on which the next change of membership rests.
 type roster struct {
 	servers     []server
-	candidates  []candidate // best first
+	candidates  []candidate // that answered and are in no cluster, best first
+	others      int         // living eligible machines outside raft
 	silentAfter time.Duration
 	shrink      bool // eligible machines have been too few for long enough
 }
@@ -68,7 +69,7 @@ func wantVoters(eligible int) int {
 // lives and leaves, if they are a majority of the configuration without it.
 func (r roster) next() change {
 	var voters, standbys []server
-	living, eligible := 0, len(r.candidates)
+	living, eligible := 0, r.others
 	for _, s := range r.servers {
 		if !s.voter {
 			if !s.self && (s.dead || s.leaving || s.silent >= r.silentAfter) {

@@ -12,7 +12,7 @@ import (
 // rosterOf reads "L V Vdead Vsilent Vleaving N Nlag": the leader, voters and
 // non-voters with their state, named 0, 1, 2 ...
 func rosterOf(spec string, candidates int) roster {
-	r := roster{silentAfter: 30 * time.Second}
+	r := roster{silentAfter: 30 * time.Second, others: candidates}
 	for i, f := range strings.Fields(spec) {
 		s := server{id: fmt.Sprint(i), machine: fmt.Sprint(i), voter: f[0] != 'N', self: f[0] == 'L', alive: true, caughtUp: f[0] == 'N'}
 		switch f[1:] {
@@ -114,7 +114,7 @@ func TestChangesAreSafe(t *testing.T) {
 			case stepNone:
 				return
 			case stepAdd:
-				r.candidates = r.candidates[1:]
+				r.candidates, r.others = r.candidates[1:], r.others-1
 				r.servers = append(r.servers, server{id: ch.id, machine: ch.id, alive: true, caughtUp: true})
 				continue
 			}

@@ -19,8 +19,9 @@ type sighting struct {
 
 // How often a machine that raft does not tell looks for the leader.
 const (
-	watchEvery     = time.Second     // machines that may have to found
-	watchEveryElse = 5 * time.Second // all others
+	watchEvery     = time.Second     // without a leader, where this machine may have to found
+	watchEveryOK   = 2 * time.Second // with one
+	watchEveryElse = 5 * time.Second // where it may not
 )
 
 // watch keeps track of who leads.
@@ -29,33 +30,43 @@ func (s *Store) watch() {
 	if s.o.Self.Eligible {
 		period = watchEvery
 	}
-	s.every(s.ctx, period, s.look)
+	var good time.Time // when a leader outside was last seen
+	s.every(s.ctx, period, func() {
+		if s.member() == nil && time.Since(good) < watchEveryOK-watchEvery/2 {
+			return
+		}
+		if good = (time.Time{}); s.look() {
+			good = time.Now()
+		}
+	})
 }
 
 // look finds the leader: raft knows in a cluster, else the leader known last is
-// asked, and if it leads no more, everybody.
-func (s *Store) look() {
+// asked, and if it leads no more, everybody. It reports whether one leads.
+func (s *Store) look() bool {
 	if s.leading() != nil {
 		s.mu.Lock()
 		s.quietAt = time.Now()
 		s.mu.Unlock()
-		return
+		return true
 	}
 	in := s.member()
 	if in != nil && s.followsIn(in) {
-		return
+		return true
 	}
 	s.mu.Lock()
 	last := s.leader.addr
 	s.mu.Unlock()
 	if last != "" {
 		if a, err := s.asker.ask(s.ctx, last); err == nil && s.note(a) {
-			return
+			return true
 		}
 	}
+	found := false
 	for _, a := range s.askAll(s.ctx, s.livingAddrs()) {
-		s.note(a)
+		found = s.note(a) || found
 	}
+	return found
 }
 
 // followsIn notes the leader that raft knows, if it does.
