@@ -45,7 +45,7 @@ func (r *round) standing(add func(Code, bool, string)) {
 			add(c, false, fine)
 		}
 	}
-	fact(CodeAPIDown, r.facts.APIError, "the Machines API does not answer, so the list of machines is old: ", "the Machines API answers")
+	fact(CodeAPIDown, r.facts.APIError, "nothing is done on an old list of machines: ", "the Machines API answers")
 	fact(CodeOwner, r.facts.Owner, "another autoscaler owns the service: ", "no other autoscaler owns the service")
 	fact(CodeDeploy, r.facts.Deploy, "a deploy is in progress: ", "no deploy is in progress")
 	blocks, detail = r.dataMissing()
