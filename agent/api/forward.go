@@ -177,7 +177,7 @@ func (s *Server) forward(ctx context.Context, r *http.Request, addr string, body
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: conf}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return nil, s.noLeader(fmt.Errorf("the leader at %s does not answer: %w", addr, err))
+		return nil, s.noLeader(fmt.Errorf("no leader answers at %s: %w", addr, err))
 	}
 	tr := &http.Transport{
 		DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
@@ -208,10 +208,10 @@ func (s *Server) forward(ctx context.Context, r *http.Request, addr string, body
 // outcome for a command.
 func lost(method, addr string, err error) error {
 	if method == http.MethodGet {
-		return &noLeaderError{fmt.Sprintf("the leader at %s stopped answering: %v", addr, err)}
+		return &noLeaderError{fmt.Sprintf("the agent at %s stopped answering: %v", addr, err)}
 	}
 	return &unknownError{fmt.Sprintf(
-		"the leader at %s stopped answering, so the command may or may not have been carried out; see the events: %v", addr, err)}
+		"the agent at %s stopped answering, so the command may or may not have been carried out; see the events: %v", addr, err)}
 }
 
 func hopsOf(r *http.Request) (int, error) {

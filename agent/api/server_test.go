@@ -211,7 +211,7 @@ func TestLeaderThatIsGone(t *testing.T) {
 	if err != nil || st.Leader != nil || st.From != "m1" {
 		t.Fatalf("status: %+v, %v", st, err)
 	}
-	if w := st.Warnings[len(st.Warnings)-1]; !strings.Contains(w, ds[0].mesh+" does not answer") {
+	if w := st.Warnings[len(st.Warnings)-1]; !strings.Contains(w, "no leader answers at "+ds[0].mesh) {
 		t.Errorf("warnings %q do not say that the leader is gone", st.Warnings)
 	}
 	if _, err := ds[1].socket.Events(t.Context(), 0); !errors.Is(err, api.ErrNoLeader) {
