@@ -93,7 +93,7 @@ func defaultRules(t Targets, sources map[decide.Metric]bool) (up, down []string)
 
 // defaultProbe returns what an empty probe table of the type means.
 func defaultProbe(kind string, m Mesh) Probe {
-	p := Probe{Type: kind, Every: m.ReportEvery, Timeout: 2 * time.Second, Scope: "machine", Status: 200}
+	p := Probe{Type: kind, Every: m.ReportEvery, Timeout: min(2*time.Second, m.ReportEvery), Scope: "machine", Status: 200}
 	p.Ready = kind == probeHTTP || kind == probeRedis
 	return p
 }

@@ -117,7 +117,10 @@ func readProbe(t *table, m Mesh) Probe {
 	kind := t.need("type", probeHTTP)
 	d := defaultProbe(kind, m)
 	d.Every = t.spanSaid("every", d.Every, 100*time.Millisecond, 5*time.Minute, "mesh.report_every")
-	d.Timeout = t.span("timeout", d.Timeout, 10*time.Millisecond, time.Minute)
+	d.Timeout = t.span("timeout", min(d.Timeout, d.Every), 10*time.Millisecond, time.Minute)
+	if d.Timeout > d.Every {
+		t.bad("timeout", "must be at most every (%s)", shortDuration(d.Every))
+	}
 	d.Ready = t.flag("ready", d.Ready)
 	switch kind {
 	case probeHost:

@@ -143,7 +143,7 @@ func runApp(args []string) int {
 	if o.dev {
 		mesh = append(mesh, "-dev")
 	}
-	return supervise.Run(context.Background(), supervise.Options{App: app, Mesh: mesh, KillTimeout: o.killTimeout})
+	return supervise.Run(context.Background(), supervise.Options{App: app, Mesh: mesh, KillTimeout: o.killTimeout, Log: logger(os.Stderr)})
 }
 
 // execApp becomes the app: a release command, a console or a test machine does
