@@ -46,7 +46,7 @@ func (s *supervisor) startMesh() {
 	m, err := s.newMesh()
 	if err != nil {
 		pause := s.back.next(0)
-		s.log.Error("mesh half cannot start, the app goes on", "error", err, "retry_in", pause)
+		s.log.Error("mesh half cannot start, the app goes on", "error", err, "retry_in", pause.String())
 		s.again = time.After(pause)
 		return
 	}
@@ -145,9 +145,9 @@ func (s *supervisor) meshEnded() {
 	pause := s.back.next(life)
 	if state.ExitCode() == exitUsage && !s.lived {
 		pause = longPause
-		s.log.Error("mesh half cannot start with this configuration, the app goes on without it", "exit", exitUsage, "retry_in", pause)
+		s.log.Error("mesh half cannot start with this configuration, the app goes on without it", "exit", exitUsage, "retry_in", pause.String())
 	} else {
-		s.log.Warn("mesh half ended, the app goes on", "state", state.String(), "after", life.Round(time.Millisecond), "restart_in", pause)
+		s.log.Warn("mesh half ended, the app goes on", "state", state.String(), "after", life.Round(time.Millisecond).String(), "restart_in", pause.String())
 	}
 	s.again = time.After(pause)
 }

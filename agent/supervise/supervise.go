@@ -184,7 +184,7 @@ func (s *supervisor) signal(sig os.Signal) {
 		s.passOn()
 		return
 	}
-	s.log.Info("draining", "signal", sig.String(), "within", s.KillTimeout/2)
+	s.log.Info("draining", "signal", sig.String(), "within", (s.KillTimeout / 2).String())
 	s.passAt = time.After(s.KillTimeout / 2)
 }
 
@@ -194,7 +194,7 @@ func (s *supervisor) passOn() {
 		return
 	}
 	s.passed, s.passAt = true, nil
-	s.log.Info("stopping app", "signal", s.stop.String(), "within", time.Until(s.deadline).Round(time.Millisecond))
+	s.log.Info("stopping app", "signal", s.stop.String(), "within", time.Until(s.deadline).Round(time.Millisecond).String())
 	_ = s.app.Process.Signal(s.stop)
 }
 

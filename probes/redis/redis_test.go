@@ -219,3 +219,42 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// INFO of Redis 7.0.15 that held a live n8n queue, recorded.
+func TestRecordedInfo(t *testing.T) {
+	b, err := os.ReadFile("testdata/info.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := fields(strings.ReplaceAll(string(b), "\n", "\r\n"))
+	m, err := memory(info) // maxmemory is 0
+	if want := 2298360.0 / 25276502016; err != nil || m != report.Of(want) {
+		t.Errorf("memory = %v, %v, want %v", m, err, want)
+	}
+	info["maxmemory"] = "4596720"
+	if m, err := memory(info); err != nil || m != report.Of(0.5) {
+		t.Errorf("memory = %v, %v, want 0.5", m, err)
+	}
+	r := &Redis{}
+	info["run_id"] = "a"
+	if v, err := r.cpu(info); v.OK || err == nil {
+		t.Errorf("first cpu = %v", v)
+	}
+	now, _ := strconv.ParseFloat(info["server_time_usec"], 64)
+	used, _ := strconv.ParseFloat(info["used_cpu_user"], 64)
+	info["server_time_usec"] = strconv.FormatFloat(now+2e6, 'f', 0, 64)
+	info["used_cpu_user"] = strconv.FormatFloat(used+0.5, 'f', 6, 64)
+	if v, err := r.cpu(info); err != nil || math.Abs(v.X-0.25) > 1e-6 {
+		t.Errorf("cpu = %v, %v, want 0.25", v, err)
+	}
+	info["used_cpu_user"] = "0.1"
+	if v, err := r.cpu(info); v.OK || err == nil {
+		t.Errorf("cpu = %v of a counter that fell", v)
+	}
+	for name, change := range map[string]string{"cpu": "used_cpu_sys", "clock": "server_time_usec"} {
+		delete(info, change)
+		if v, err := r.cpu(info); v.OK || err == nil {
+			t.Errorf("%s missing: %v", name, v)
+		}
+	}
+}
