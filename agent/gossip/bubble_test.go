@@ -240,7 +240,7 @@ func TestPartitionHeals(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		m.net.Heal()
-		took = within(t, rejoinEvery+10*time.Second, "all know all again", allSee(m.all, 6))
+		took = within(t, 30*time.Second, "all know all again", allSee(m.all, 6))
 		t.Logf("healed after %v", took)
 		m.end()
 	})
