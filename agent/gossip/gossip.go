@@ -109,7 +109,8 @@ func Open(o Options) (*Gossip, error) {
 	if len(o.Label) > MaxLabel {
 		return nil, fmt.Errorf("open gossip: label %q is longer than %d bytes", o.Label, MaxLabel)
 	}
-	if _, err := o.Meta.Encode(); err != nil {
+	raw, err := o.Meta.Encode()
+	if err != nil {
 		return nil, fmt.Errorf("open gossip: %w", err)
 	}
 	ip, err := netip.ParseAddr(o.Bind)
@@ -137,7 +138,7 @@ func Open(o Options) (*Gossip, error) {
 		update: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		inbox: make(chan report.Report, inboxSize), urgent: make(chan struct{}, maxUrgent),
 	}
-	g.members = newMembers(o.Meta, g.log, g.metrics, func() { signal(g.changed) })
+	g.members = newMembers(o.Meta, raw, g.log, g.metrics, func() { signal(g.changed) })
 	mlog := newLogger(g.log)
 	inner := o.Transport
 	if inner == nil {

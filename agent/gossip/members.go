@@ -53,12 +53,13 @@ type members struct {
 
 	mu    sync.Mutex
 	self  entry
+	raw   []byte // encoded Meta of self
 	table map[string]*entry // by machine, without self
 }
 
-func newMembers(self Meta, log *slog.Logger, m *metrics, changed func()) *members {
+func newMembers(self Meta, raw []byte, log *slog.Logger, m *metrics, changed func()) *members {
 	return &members{
-		log: log, metrics: m, changed: changed, table: map[string]*entry{},
+		log: log, metrics: m, changed: changed, raw: raw, table: map[string]*entry{},
 		self: entry{Member: Member{Meta: self, Alive: true, Since: time.Now()}},
 	}
 }
@@ -171,6 +172,13 @@ func (t *members) selfMeta() Meta {
 	return t.self.Meta
 }
 
+// selfRaw returns the own Meta as it is sent.
+func (t *members) selfRaw() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.raw
+}
+
 func (t *members) selfAddr() netip.AddrPort {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -186,11 +194,12 @@ func (t *members) setSelf(change func(*Meta)) error {
 	if m.Machine != t.self.Machine || m.Boot != t.self.Boot {
 		return errors.New("machine and boot cannot change")
 	}
-	if _, err := m.Encode(); err != nil {
+	raw, err := m.Encode()
+	if err != nil {
 		return err
 	}
 	if m != t.self.Meta {
-		t.self.Meta = m
+		t.self.Meta, t.raw = m, raw
 		t.changed()
 	}
 	return nil

@@ -102,15 +102,9 @@ type delegate struct{ g *Gossip }
 
 var _ memberlist.Delegate = (*delegate)(nil)
 
-// NodeMeta implements memberlist.Delegate. setSelf and Open let nothing pass
-// that does not encode.
-func (d *delegate) NodeMeta(int) []byte {
-	b, err := d.g.members.selfMeta().Encode()
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
+// NodeMeta implements memberlist.Delegate. Open and Update let nothing pass
+// that is longer than memberlist's limit.
+func (d *delegate) NodeMeta(int) []byte { return d.g.members.selfRaw() }
 
 // NotifyMsg implements memberlist.Delegate. The buffer belongs to memberlist;
 // Decode copies what it keeps. It never blocks: that would hold up the probes.
