@@ -53,7 +53,7 @@ type members struct {
 
 	mu    sync.Mutex
 	self  entry
-	raw   []byte // encoded Meta of self
+	raw   []byte            // encoded Meta of self
 	table map[string]*entry // by machine, without self
 }
 
