@@ -189,7 +189,11 @@ func TestDrainComesFirst(t *testing.T) {
 			t.Error(line)
 		}
 		r.wait("mesh drained")
+		begin := time.Now()
 		r.wait("app got " + sig.String())
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("the app got its signal %v after the drain", d)
+		}
 		r.wait("mesh app code 3")
 		if code, _ := r.end(); code != 3 {
 			t.Errorf("exit %d", code)
