@@ -423,3 +423,25 @@ func TestRouteSpreadsOverHealthyMachines(t *testing.T) {
 		t.Errorf("counts: got %+v", info)
 	}
 }
+
+func TestAllowanceIsTold(t *testing.T) {
+	t.Parallel()
+	for _, cgroups := range []bool{true, false} {
+		p := newProcesses(t, flytest.ProcessOptions{NoCgroups: !cgroups}, flytest.Options{})
+		id := p.run("serve", func(c *fly.MachineConfig) { c.Metadata["flymesh_cpu_allowance"] = "0.5" })
+		i := p.info(id)
+		tree := p.Accounting() == "process-tree"
+		if !cgroups && !tree {
+			t.Errorf("without cgroups: accounting is %s", p.Accounting())
+		}
+		p.eventually("the main process is there", func() bool { return len(living(t, id)) > 0 })
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", i.PID))
+		must(t, "read environment", err)
+		if told := strings.Contains(string(env), "\x00FLYMESH_CPU_ALLOWANCE=0.5\x00"); told != tree {
+			t.Errorf("accounting %s: allowance in the environment is %v", p.Accounting(), told)
+		}
+		if i.Allowance != 0.5 || (i.Cgroup == "") != tree {
+			t.Errorf("accounting %s: machine has allowance %v, cgroup %q", p.Accounting(), i.Allowance, i.Cgroup)
+		}
+	}
+}
