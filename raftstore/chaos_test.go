@@ -315,9 +315,9 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 }
 
 // TestChaos runs random schedules: RAFTSTORE_SEEDS says how many (default
-// 40), RAFTSTORE_SEED the first one.
+// 20), RAFTSTORE_SEED the first one.
 func TestChaos(t *testing.T) {
-	first, n := envInt("RAFTSTORE_SEED", 1), envInt("RAFTSTORE_SEEDS", 40)
+	first, n := envInt("RAFTSTORE_SEED", 1), envInt("RAFTSTORE_SEEDS", 20)
 	var acts, ops, epochs int
 	begin := time.Now()
 	for i := range n {

@@ -31,7 +31,7 @@ type control struct {
 
 	mu      sync.Mutex // guards what follows
 	heard   map[string]heard
-	leaving map[string]time.Time // machine -> until
+	leaving map[string]time.Time // machine, or machine.boot, -> until
 	written []epoch.Voter        // in the record by this leadership; nil: not yet
 	writing bool                 // a write of the record is under way
 	fewFrom time.Time            // since when eligible machines are too few; zero: they are not
@@ -41,11 +41,13 @@ type control struct {
 
 // heard is the newest that a server said of itself.
 type heard struct {
-	at    time.Time
-	first time.Time
-	last  uint64
-	moved time.Time // when last changed
-	voter epoch.Voter
+	at     time.Time
+	first  time.Time // when this leadership first looked for it
+	fresh  time.Time // when it was last caught up
+	last   uint64
+	moved  time.Time // when last changed
+	member bool      // of this cluster
+	voter  epoch.Voter
 }
 
 func newControl(s *Store, l *leadership) *control {
@@ -95,13 +97,17 @@ func (c *control) quiet() bool {
 			}
 		}
 	}
+	voters := 0
 	for _, srv := range servers {
 		id := string(srv.ID)
+		if srv.Suffrage == raft.Voter {
+			voters++
+		}
 		if id != c.l.in.server && boots[machineOf(id)] != rootBoot(bootOf(id)) {
 			return false
 		}
 	}
-	return len(servers) >= min(eligible, wantVoters(eligible)+warmStandbys)
+	return voters == wantVoters(eligible) && len(servers) >= min(eligible, wantVoters(eligible)+warmStandbys)
 }
 
 // round looks at every server and makes at most one change.
@@ -177,6 +183,12 @@ func (c *control) wait(ctx context.Context, f func() error) error {
 	}
 }
 
+// isLeaving reports whether a machine, or this boot of it, has to stay out; the
+// caller holds mu.
+func (c *control) isLeaving(machine, boot string, now time.Time) bool {
+	return c.leaving[machine].After(now) || c.leaving[machine+"."+rootBoot(boot)].After(now)
+}
+
 func (c *control) poke() {
 	select {
 	case c.kick <- struct{}{}:
@@ -206,16 +218,18 @@ func (c *control) voters() []VoterStatus {
 
 // removed removes a server on its own request and reports whether it is out.
 func (c *control) removed(ctx context.Context, id string, limit time.Duration) bool {
-	return c.remove(ctx, machineOf(id), limit, 10*time.Second) == nil
+	return c.remove(ctx, machineOf(id)+"."+rootBoot(bootOf(id)), limit, demotedFor) == nil
 }
 
 var errStays = errors.New("it is still a server")
 
-// remove marks a machine as leaving and waits until raft does not hold it.
-func (c *control) remove(ctx context.Context, machine string, limit, keepOut time.Duration) error {
+// remove marks a machine, or one boot of it, as leaving and waits until raft
+// does not hold it.
+func (c *control) remove(ctx context.Context, who string, limit, keepOut time.Duration) error {
 	c.mu.Lock()
-	c.leaving[machine] = time.Now().Add(keepOut)
+	c.leaving[who] = time.Now().Add(keepOut)
 	c.mu.Unlock()
+	machine := machineOf(who)
 	c.poke()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

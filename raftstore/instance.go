@@ -95,7 +95,8 @@ func (in *instance) start(s *Store, bootstrap bool) error {
 // stop ends raft and all its connections, and waits for it. Calls end first:
 // raft leaves some unanswered that are queued when it shuts down, and a leader
 // without connections steps down within its lease.
-func (in *instance) stop() {
+// It reports false if raft did not end: then its stores are still in use.
+func (in *instance) stop() bool {
 	in.mu.Lock()
 	in.stopping = true
 	in.mu.Unlock()
@@ -110,7 +111,17 @@ func (in *instance) stop() {
 	case <-idle:
 	case <-time.After(stopTimeout):
 	}
-	in.raft.Shutdown().Error()
+	ended := make(chan struct{})
+	go func() {
+		in.raft.Shutdown().Error()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return true
+	case <-time.After(2 * stopTimeout):
+		return false
+	}
 }
 
 // stopTimeout is longer than any lease; a raft that is stuck leaves calls behind.

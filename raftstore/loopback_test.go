@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	gometrics "github.com/hashicorp/go-metrics"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"flymesh/raftstore"
 	"flymesh/raftstore/arbitertest"
@@ -115,4 +119,40 @@ func TestLoopback(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestLibraryMetrics: raft's own counters are on the registry, and no label
+// holds a server ID.
+func TestLibraryMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	if err := raftstore.LibraryMetrics(reg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { gometrics.NewGlobal(gometrics.DefaultConfig(""), &gometrics.BlackholeSink{}) })
+	var families []*dto.MetricFamily
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3, raftstore.Fast)
+		s.startAll()
+		propose(t, s.voters(3, 20*time.Second), 1)
+		var err error
+		if families, err = reg.Gather(); err != nil { // inside: the sink forgets by the clock
+			t.Error(err)
+		}
+		s.stopAll()
+	})
+	if len(families) < 10 {
+		t.Errorf("only %d metrics", len(families))
+	}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if strings.Contains(l.GetValue(), "boot") {
+					t.Errorf("%s has label %s=%q", f.GetName(), l.GetName(), l.GetValue())
+				}
+			}
+		}
+		if strings.Contains(f.GetName(), "boot") {
+			t.Errorf("metric name %s holds a server ID", f.GetName())
+		}
+	}
 }

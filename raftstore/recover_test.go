@@ -3,6 +3,8 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -108,9 +110,12 @@ func TestRollingRestart(t *testing.T) {
 // write until another has founded and acts. Its write deposes that one; at no
 // time do both act, and one cluster remains.
 func TestFounderThatWritesLate(t *testing.T) {
-	for _, stall := range []time.Duration{25 * time.Second, 40 * time.Second, 2 * time.Minute} {
+	for _, c := range []struct {
+		stall, slow time.Duration // slow: of the others' API calls, each way
+	}{{25 * time.Second, 0}, {40 * time.Second, 0}, {2 * time.Minute, 0}, {41 * time.Second, 900 * time.Millisecond}, {42 * time.Second, 950 * time.Millisecond}} {
 		synctest.Test(t, func(t *testing.T) {
-			s := newSim(t, 4, raftstore.Default)
+			stall := c.stall
+			s := newSim(t, 4, raftstore.Fast)
 			var stalled atomic.Bool
 			for _, m := range s.machines {
 				m.start()
@@ -120,20 +125,34 @@ func TestFounderThatWritesLate(t *testing.T) {
 					time.Sleep(stall)
 				}
 			})
+			if c.slow > 0 {
+				for _, m := range s.machines[1:] {
+					m.arb.SetLatency(c.slow)
+				}
+			}
 			type sight struct {
 				at      time.Time
 				cluster string
 			}
+			var mu sync.Mutex
 			var seen []sight
-			for begin := time.Now(); time.Since(begin) < stall+40*time.Second; time.Sleep(10 * time.Millisecond) {
-				for _, m := range s.machines {
-					st := m.up()
-					before := st.Status()
-					if before.Role == raftstore.Leader && st.Verify(context.Background()) == nil {
-						seen = append(seen, sight{time.Now(), before.Cluster})
-					}
+			var wg sync.WaitGroup
+			for _, m := range s.machines {
+				for range 6 { // Verify again and again, also while others wait for the API
+					wg.Go(func() {
+						st := m.up()
+						for begin := time.Now(); time.Since(begin) < stall+40*time.Second; time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond) {
+							before := st.Status()
+							if before.Role == raftstore.Leader && st.Verify(context.Background()) == nil {
+								mu.Lock()
+								seen = append(seen, sight{time.Now(), before.Cluster})
+								mu.Unlock()
+							}
+						}
+					})
 				}
 			}
+			wg.Wait()
 			var order []string
 			var last time.Time
 			for _, x := range seen {
@@ -145,7 +164,7 @@ func TestFounderThatWritesLate(t *testing.T) {
 				}
 				last = x.at
 			}
-			t.Logf("stalled %s: clusters that acted, in order: %v", stall, order)
+			t.Logf("stalled %s, others' calls take 2x%s: clusters that acted, in order: %v", stall, c.slow, order)
 			if len(order) < 1 || order[len(order)-1] != s.reg.Record().Cluster {
 				t.Errorf("record names %s", s.reg.Record().Cluster)
 			}
@@ -211,6 +230,7 @@ func TestRecordOverwritten(t *testing.T) {
 		}
 		s.startAll()
 		l := s.voters(3, time.Minute)
+		time.Sleep(5 * time.Second)
 		if err := s.reg.Client(0).Write(context.Background(), old); err != nil {
 			t.Fatal(err)
 		}

@@ -276,12 +276,7 @@ func (s *Store) dropHeld(in *instance, why string) {
 	}
 	s.endLeadership(in)
 	in.stop()
-	s.mu.Lock()
-	s.in = nil
-	s.lives++
-	s.mu.Unlock()
-	s.log.Warn("dropped raft state", "epoch", in.epoch, "cluster", in.cluster, "reason", why)
-	s.m.restarts.WithLabelValues("dropped").Inc()
+	s.forget(why)
 }
 
 // restart ends an instance and starts it again on its log and vote, as a
@@ -295,17 +290,28 @@ func (s *Store) restart(ctx context.Context, in *instance, why string) {
 		return
 	}
 	s.endLeadership(in)
-	in.stop()
 	s.log.Warn("restarting raft", "epoch", in.epoch, "cluster", in.cluster, "reason", why)
+	if !in.stop() {
+		s.forget("raft does not end: " + why)
+		return
+	}
 	s.m.restarts.WithLabelValues("watchdog").Inc()
 	next := &instance{server: in.server, epoch: in.epoch, cluster: in.cluster, logs: in.logs, snaps: in.snaps}
 	if _, err := s.start(next, false); err != nil {
-		s.log.Error("cannot restart raft", "error", err)
-		s.mu.Lock()
-		s.in = nil
-		s.lives++
-		s.mu.Unlock()
+		s.forget("raft does not start: " + err.Error())
 	}
+}
+
+// forget leaves a log and vote behind: this machine is a new server in no
+// cluster. The caller holds life.
+func (s *Store) forget(why string) {
+	s.mu.Lock()
+	in := s.in
+	s.in = nil
+	s.lives++
+	s.mu.Unlock()
+	s.log.Warn("dropped raft state", "epoch", in.epoch, "cluster", in.cluster, "reason", why)
+	s.m.restarts.WithLabelValues("dropped").Inc()
 }
 
 // know notes the newest cluster that is known as the mesh.

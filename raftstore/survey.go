@@ -39,6 +39,7 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 			addrs = append(addrs, p.Addr)
 		}
 	}
+	commit, added := c.l.in.raft.CommitIndex(), c.l.in.fsm.configuration()
 	answers := s.askAll(ctx, addrs)
 	said := map[string]sight{}
 	for _, a := range answers {
@@ -53,7 +54,6 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	commit := c.l.in.raft.CommitIndex()
 	r := roster{silentAfter: s.o.SilentAfter}
 	var silent []epoch.Voter
 	eligible := 0
@@ -74,8 +74,15 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 			v.alive = false
 			c.proven[id] = true
 		}
-		v.leaving = c.leaving[v.machine].After(now) && !v.self
-		v.caughtUp = v.alive && h.at.Equal(now) && h.last+slack >= commit
+		v.caughtUp = v.alive && h.at.Equal(now) && h.member && h.last >= added && h.last+slack >= commit
+		if v.caughtUp || v.voter {
+			h.fresh = now
+			c.heard[id] = h
+		} else if now.Sub(h.fresh) > s.o.SilentAfter {
+			// A stand-by that does not follow takes the place of one that would.
+			c.leaving[v.machine] = now.Add(demotedFor)
+		}
+		v.leaving = c.isLeaving(v.machine, bootOf(id), now) && !v.self
 		if !v.alive && !v.dead {
 			silent = append(silent, epoch.Voter{App: cmp.Or(h.voter.App, p.App), Machine: v.machine, Boot: bootOf(id), BootAt: h.voter.BootAt})
 		}
@@ -125,10 +132,10 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 func (c *control) hear(id string, a sight, now time.Time) heard {
 	h, ok := c.heard[id]
 	if !ok {
-		h = heard{first: now, moved: now}
+		h = heard{first: now, fresh: now, moved: now}
 	}
 	if a.Server == id {
-		h.at = now
+		h.at, h.member = now, a.Member && a.Cluster == c.l.in.cluster
 		if a.Last != h.last {
 			h.last, h.moved = a.Last, now
 		}
@@ -176,7 +183,7 @@ func (c *control) pool(peers map[string]Peer, inRaft map[string]bool, perApp map
 	defer c.mu.Unlock()
 	var l []Peer
 	for _, p := range peers {
-		if c.fits(p) && !inRaft[p.Machine] && !c.leaving[p.Machine].After(now) {
+		if c.fits(p) && !inRaft[p.Machine] && !c.isLeaving(p.Machine, p.Boot, now) {
 			l = append(l, p)
 		}
 	}

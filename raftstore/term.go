@@ -66,8 +66,20 @@ func (s *Store) endLeadership(in *instance) uint64 {
 // begin waits for the log of earlier terms and then announces the leadership.
 func (s *Store) begin(in *instance, gen uint64) {
 	number := in.raft.CurrentTerm()
-	if err := <-in.call(func() error { return in.raft.Barrier(5 * time.Second).Error() }); err != nil {
-		s.log.Info("leadership ended before it began", "term", number, "error", err)
+	t := time.NewTimer(stuckAfter)
+	defer t.Stop()
+	select {
+	case err := <-in.call(func() error { return in.raft.Barrier(stuckAfter).Error() }):
+		if err != nil && in.raft.State() == raft.Leader && in.raft.CurrentTerm() == number {
+			s.goDo(func() { s.restart(s.ctx, in, "no barrier: "+err.Error()) })
+			return
+		}
+		if err != nil {
+			s.log.Info("leadership ended before it began", "term", number, "error", err)
+			return
+		}
+	case <-t.C:
+		s.goDo(func() { s.restart(s.ctx, in, "no barrier for 3 s") })
 		return
 	}
 	ctx, cancel := context.WithCancel(s.ctx)

@@ -73,6 +73,13 @@ func (c *Client) SetDown(down bool) {
 	c.down = down
 }
 
+// SetLatency sets how long each call takes, each way.
+func (c *Client) SetLatency(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.latency = d
+}
+
 // Stall sets what is called with the call's name before it takes effect.
 func (c *Client) Stall(f func(call string)) {
 	c.mu.Lock()
