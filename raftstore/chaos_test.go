@@ -315,9 +315,9 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 }
 
 // TestChaos runs random schedules: RAFTSTORE_SEEDS says how many (default
-// 20), RAFTSTORE_SEED the first one.
+// 10), RAFTSTORE_SEED the first one.
 func TestChaos(t *testing.T) {
-	first, n := envInt("RAFTSTORE_SEED", 1), envInt("RAFTSTORE_SEEDS", 20)
+	first, n := envInt("RAFTSTORE_SEED", 1), envInt("RAFTSTORE_SEEDS", 10)
 	var acts, ops, epochs int
 	begin := time.Now()
 	for i := range n {

@@ -36,9 +36,9 @@ func (s *sim) committed(old *machine) {
 
 // TestFailover measures, free of scheduling noise, how long the mesh cannot
 // commit: leader killed (its connections break), leader cut off (they hang),
-// orderly stop. RAFTSTORE_KILLS sets the number of each (default 10).
+// orderly stop. RAFTSTORE_KILLS sets the number of each (default 5).
 func TestFailover(t *testing.T) {
-	n := envInt("RAFTSTORE_KILLS", 10)
+	n := envInt("RAFTSTORE_KILLS", 5)
 	for _, c := range []struct {
 		profile raftstore.Profile
 		limit   time.Duration // of a killed leader
