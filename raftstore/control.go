@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -29,14 +30,15 @@ type control struct {
 	l    *leadership
 	kick chan struct{}
 
-	mu      sync.Mutex // guards what follows
-	heard   map[string]heard
-	leaving map[string]time.Time // machine, or machine.boot, -> until
-	written []epoch.Voter        // in the record by this leadership; nil: not yet
-	writing bool                 // a write of the record is under way
-	fewFrom time.Time            // since when eligible machines are too few; zero: they are not
-	fatesAt time.Time
-	proven  map[string]bool // server IDs
+	mu       sync.Mutex // guards what follows
+	heard    map[string]heard
+	leaving  map[string]time.Time   // machine, or machine.boot, -> until
+	recorded map[string]epoch.Voter // by server ID, as the record had them when this leadership began
+	written  []epoch.Voter          // in the record by this leadership; nil: not yet
+	writing  bool                   // a write of the record is under way
+	fewFrom  time.Time              // since when eligible machines are too few; zero: they are not
+	fatesAt  time.Time
+	proven   map[string]bool // server IDs
 }
 
 // heard is the newest that a server said of itself.
@@ -53,7 +55,7 @@ type heard struct {
 func newControl(s *Store, l *leadership) *control {
 	return &control{
 		s: s, l: l, kick: make(chan struct{}, 1), heard: map[string]heard{},
-		leaving: map[string]time.Time{}, proven: map[string]bool{},
+		leaving: map[string]time.Time{}, proven: map[string]bool{}, recorded: map[string]epoch.Voter{},
 	}
 }
 
@@ -88,6 +90,9 @@ func (c *control) run() {
 func (c *control) quiet() bool {
 	servers := c.l.in.servers()
 	boots := map[string]string{}
+	c.mu.Lock()
+	known := maps.Clone(c.heard)
+	c.mu.Unlock()
 	eligible := 1
 	for _, p := range c.s.o.Peers.Peers() {
 		if p.Alive {
@@ -103,7 +108,8 @@ func (c *control) quiet() bool {
 		if srv.Suffrage == raft.Voter {
 			voters++
 		}
-		if id != c.l.in.server && boots[machineOf(id)] != rootBoot(bootOf(id)) {
+		boot, alive := boots[machineOf(id)]
+		if id != c.l.in.server && (!alive || boot != rootBoot(bootOf(id)) && !known[id].voter.Durable) {
 			return false
 		}
 	}

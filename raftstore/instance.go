@@ -17,8 +17,7 @@ type instance struct {
 	server  string // server ID
 	epoch   uint64
 	cluster string
-	logs    *raft.InmemStore
-	snaps   *raft.InmemSnapshotStore
+	stores  *stores
 
 	since  time.Time
 	fsm    *fsm
@@ -51,9 +50,6 @@ func (in *instance) call(f func() error) <-chan error {
 	return answer
 }
 
-func newLogs() *raft.InmemStore              { return raft.NewInmemStore() }
-func newSnapshots() *raft.InmemSnapshotStore { return raft.NewInmemSnapshotStore() }
-
 func (in *instance) start(s *Store, bootstrap bool) error {
 	heartbeat, lease, err := s.o.Profile.timeouts()
 	if err != nil {
@@ -77,15 +73,21 @@ func (in *instance) start(s *Store, bootstrap bool) error {
 	in.stream = newStream(addr, func(ctx context.Context, hostport, server string) (net.Conn, error) {
 		return s.dialRaft(ctx, in, hostport, server)
 	})
+	if in.stores.wal != nil {
+		var once sync.Once
+		in.stores.wal.stuck = func() {
+			once.Do(func() { s.goDo(func() { s.restart(s.ctx, in, "a disk write takes longer than 5 s") }) })
+		}
+	}
 	trans := newTransport(in.stream, c.Logger)
 	if bootstrap {
 		conf := raft.Configuration{Servers: []raft.Server{{ID: c.LocalID, Address: addr}}}
-		if err := raft.BootstrapCluster(c, in.logs, in.logs, in.snaps, trans, conf); err != nil {
+		if err := raft.BootstrapCluster(c, in.stores.logs, in.stores.stable, in.stores.snaps, trans, conf); err != nil {
 			trans.Close()
 			return fmt.Errorf("bootstrap raft: %w", err)
 		}
 	}
-	if in.raft, err = raft.NewRaft(c, in.fsm, in.logs, in.logs, in.snaps, trans); err != nil {
+	if in.raft, err = raft.NewRaft(c, in.fsm, in.stores.logs, in.stores.stable, in.stores.snaps, trans); err != nil {
 		trans.Close()
 		return fmt.Errorf("start raft: %w", err)
 	}

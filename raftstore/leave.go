@@ -103,6 +103,9 @@ func (s *Store) leave() {
 			return
 		}
 	}
+	if s.o.DataDir != "" {
+		return // it comes back as the same server
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, leaveTimeout)
 	defer cancel()
 	t := time.NewTicker(10 * time.Millisecond)

@@ -52,49 +52,126 @@ func (o others) Peers() (l []raftstore.Peer) {
 	return l
 }
 
-// TestLoopback runs three stores on real sockets and the real clock.
-func TestLoopback(t *testing.T) {
-	reg := arbitertest.NewRegister(func(epoch.Voter) epoch.Fate { return epoch.Running })
-	gossip := &table{}
-	var stores []*raftstore.Store
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(t.Context())
+// fleet is three stores on real sockets and the real clock.
+type fleet struct {
+	t      *testing.T
+	reg    *arbitertest.Register
+	gossip *table
+	dirs   [3]string // data directories; empty: in memory
+	addrs  [3]string
+	boots  int
+	stores []*raftstore.Store
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func newFleet(t *testing.T) *fleet {
+	return &fleet{t: t, gossip: &table{}, reg: arbitertest.NewRegister(func(epoch.Voter) epoch.Fate { return epoch.Running })}
+}
+
+// start boots all three, at the addresses that they had.
+func (f *fleet) start() {
+	f.t.Helper()
+	var ctx context.Context
+	ctx, f.cancel = context.WithCancel(f.t.Context())
+	f.boots++
+	f.stores, f.gossip.l = nil, nil
 	for i := range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+		if f.addrs[i] == "" {
+			f.addrs[i] = "127.0.0.1:0"
 		}
-		self := raftstore.Self{Machine: fmt.Sprintf("m%d", i), Boot: fmt.Sprintf("b%d", i), App: "app", Region: "ams", Addr: l.Addr().String(), BootAt: time.Now(), Eligible: true}
-		gossip.mu.Lock()
-		gossip.l = append(gossip.l, raftstore.Peer{Machine: self.Machine, Boot: self.Boot, App: self.App, Region: "ams", Addr: self.Addr, BootAt: self.BootAt, Eligible: true, Alive: true})
-		gossip.mu.Unlock()
+		l, err := net.Listen("tcp", f.addrs[i])
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		f.addrs[i] = l.Addr().String()
+		self := raftstore.Self{Machine: fmt.Sprintf("m%d", i), Boot: fmt.Sprintf("b%d-%d", i, f.boots), App: "app", Region: "ams", Addr: f.addrs[i], BootAt: time.Now(), Eligible: true}
+		f.gossip.mu.Lock()
+		f.gossip.l = append(f.gossip.l, raftstore.Peer{Machine: self.Machine, Boot: self.Boot, App: self.App, Region: "ams", Addr: self.Addr, BootAt: self.BootAt, Eligible: true, Alive: true})
+		f.gossip.mu.Unlock()
 		s, err := raftstore.Open(raftstore.Options{
-			Mesh: "test", Self: self, Network: tcp{l}, Peers: others{gossip, self.Machine}, Arbiter: reg.Client(0), Profile: raftstore.Fast,
-			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-			FormAfter: 50 * time.Millisecond, ReadTimeout: 100 * time.Millisecond,
+			Mesh: "test", Self: self, Network: tcp{l}, Peers: others{f.gossip, self.Machine}, Arbiter: f.reg.Client(0), Profile: raftstore.Fast,
+			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), DataDir: f.dirs[i],
+			FormAfter: 50 * time.Millisecond, RecoverAfter: 4 * time.Second, ReadTimeout: 100 * time.Millisecond,
 		})
 		if err != nil {
-			t.Fatal(err)
+			f.t.Fatal(err)
 		}
-		stores = append(stores, s)
-		wg.Go(func() {
+		f.stores = append(f.stores, s)
+		f.wg.Go(func() {
 			if err := s.Run(ctx); err != nil {
-				t.Errorf("run: %v", err)
+				f.t.Errorf("run: %v", err)
 			}
 		})
 	}
-	find := func() *raftstore.Store {
-		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-			for _, s := range stores {
-				if st := s.Status(); st.Role == raftstore.Leader && len(st.Voters) == 3 && st.Healthy && s.Verify(ctx) == nil {
-					return s
-				}
+}
+
+func (f *fleet) stop() {
+	f.cancel()
+	f.wg.Wait()
+}
+
+// leader waits for a verified leader of three living voters.
+func (f *fleet) leader() *raftstore.Store {
+	f.t.Helper()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		for _, s := range f.stores {
+			if st := s.Status(); st.Role == raftstore.Leader && len(st.Voters) == 3 && st.Healthy && s.Verify(f.t.Context()) == nil {
+				return s
 			}
 		}
-		t.Fatal("no leader of three voters within 15 s")
-		return nil
 	}
-	l := find()
+	f.t.Fatal("no leader of three voters within 15 s")
+	return nil
+}
+
+// TestVolume: servers with a data directory keep ID, log and epoch when all of
+// them restart at once; a wiped one comes back as another server.
+func TestVolume(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	for i := range f.dirs {
+		f.dirs[i] = t.TempDir()
+	}
+	f.start()
+	l := f.leader()
+	for i := range 700 { // past a snapshot's threshold
+		if _, err := l.Propose(t.Context(), state.Command{At: time.Now(), By: "test", Scale: &state.Scale{Service: "register", Target: i}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := map[string]bool{}
+	for _, s := range f.stores {
+		ids[s.Status().Server] = true
+	}
+	for _, wiped := range []bool{false, false, true} {
+		f.stop()
+		if wiped {
+			f.dirs[0] = t.TempDir()
+		}
+		f.start()
+		begin := time.Now()
+		l = f.leader()
+		t.Logf("restarted, one volume lost %v: leader after %s", wiped, time.Since(begin))
+		if e, v := l.Status().Epoch, value(l); e != 1 || v != 699 {
+			t.Errorf("epoch %d, register %d, want 1 and 699", e, v)
+		}
+		for i, s := range f.stores {
+			if id := s.Status().Server; ids[id] == (wiped && i == 0) {
+				t.Errorf("lost volume %v: server ID %s", wiped && i == 0, id)
+			}
+		}
+	}
+	f.stop()
+}
+
+// TestLoopback runs proposals and a transfer on real sockets.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.start()
+	ctx := t.Context()
+	l := f.leader()
 	var took []time.Duration
 	for i := range 200 {
 		begin := time.Now()
@@ -112,13 +189,12 @@ func TestLoopback(t *testing.T) {
 	if err := l.Transfer(ctx); err != nil {
 		t.Errorf("transfer: %v", err)
 	}
-	n := find()
+	n := f.leader()
 	t.Logf("transfer took %s", time.Since(begin))
 	if n == l || value(n) != 199 {
 		t.Errorf("after the transfer: same leader %v, register %d", n == l, value(n))
 	}
-	cancel()
-	wg.Wait()
+	f.stop()
 }
 
 // TestLibraryMetrics: raft's own counters are on the registry, and no label

@@ -142,8 +142,6 @@ func (o *Options) check() error {
 		return errors.New("machine and boot ID are too long")
 	case o.Network == nil || o.Peers == nil || o.Logger == nil:
 		return errors.New("network, peers and logger are required")
-	case o.DataDir != "":
-		return errors.New("a durable data directory is not supported by this build")
 	}
 	set := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {

@@ -22,7 +22,8 @@ type sight struct {
 	Server     string        `json:"server"` // server ID: the incarnation that is there now
 	BootAt     time.Time     `json:"boot_at"`
 	Eligible   bool          `json:"eligible"`
-	Epoch      uint64        `json:"epoch"` // newest known
+	Durable    bool          `json:"durable,omitempty"` // keeps its server ID over a restart
+	Epoch      uint64        `json:"epoch"`             // newest known
 	Cluster    string        `json:"cluster"`
 	Member     bool          `json:"member"` // of that cluster
 	Leading    bool          `json:"leading"`
@@ -43,7 +44,7 @@ func (s *Store) sight() sight {
 	self := s.o.Self
 	v := sight{
 		Machine: self.Machine, App: self.App, Server: s.selfNow().ID(), BootAt: self.BootAt,
-		Eligible: self.Eligible, Epoch: e, Cluster: cluster, LeaderAge: -1,
+		Eligible: self.Eligible, Durable: s.o.DataDir != "", Epoch: e, Cluster: cluster, LeaderAge: -1,
 	}
 	in := s.member()
 	if in == nil {
@@ -251,7 +252,7 @@ func (s *Store) fates(ctx context.Context, voters []epoch.Voter) map[string]epoc
 		}
 		fates[v.Machine] = epoch.Running
 		if supersedes(now, v.ID()) {
-			fates[v.Machine] = epoch.Rebooted
+			fates[v.Machine] = epoch.Replaced
 		}
 	}
 	return fates

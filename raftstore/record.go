@@ -66,6 +66,14 @@ func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 	if !now.Names(c.l.Epoch, c.l.in.cluster) && now.Epoch >= c.l.Epoch {
 		return fmt.Errorf("write the epoch record: %w: %s", ErrDeposed, now.Cluster)
 	}
+	if now.Names(c.l.Epoch, c.l.in.cluster) {
+		c.mu.Lock()
+		for _, v := range now.Voters {
+			v.Pending = false
+			c.recorded[v.ID()] = v
+		}
+		c.mu.Unlock()
+	}
 	rec := epoch.Record{
 		Epoch: c.l.Epoch, Cluster: c.l.in.cluster, Founder: now.Founder, Voters: voters, At: time.Now().UTC(),
 	}
@@ -109,9 +117,11 @@ func (c *control) recordVoters(servers []raft.Server, pending string) []epoch.Vo
 		}
 		v := epoch.Voter{Machine: machineOf(id), Boot: bootOf(id)}
 		if id == c.l.in.server {
-			v.App, v.BootAt = c.s.o.Self.App, c.s.o.Self.BootAt
+			v.App, v.BootAt, v.Durable = c.s.o.Self.App, c.s.o.Self.BootAt, c.s.o.DataDir != ""
 		} else if h := c.heard[id].voter; h.Machine != "" {
 			v = h
+		} else if r := c.recorded[id]; r.Machine != "" {
+			v = r
 		} else if p := peers[v.Machine]; p.Boot == rootBoot(v.Boot) {
 			v.App, v.BootAt = p.App, p.BootAt
 		}

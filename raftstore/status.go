@@ -107,17 +107,19 @@ func roleOf(in *instance) Role {
 // votersOf describes the voters as a follower knows them: alive by gossip.
 func (s *Store) votersOf(in *instance) []VoterStatus {
 	alive := map[string]bool{s.o.Self.Machine + "." + rootBoot(bootOf(in.server)): true}
+	running := map[string]bool{s.o.Self.Machine: true}
 	for _, p := range s.o.Peers.Peers() {
 		if p.Alive {
-			alive[p.Machine+"."+p.Boot] = true
+			alive[p.Machine+"."+p.Boot], running[p.Machine] = true, true
 		}
 	}
+	durable := s.o.DataDir != "" // then other boots may be the same server
 	var l []VoterStatus
 	for _, srv := range in.servers() {
 		if srv.Suffrage == raft.Voter {
 			id := string(srv.ID)
 			m, b := machineOf(id), bootOf(id)
-			l = append(l, VoterStatus{Machine: m, Boot: b, Alive: alive[m+"."+rootBoot(b)]})
+			l = append(l, VoterStatus{Machine: m, Boot: b, Alive: alive[m+"."+rootBoot(b)] || durable && running[m]})
 		}
 	}
 	return l

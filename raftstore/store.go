@@ -59,6 +59,7 @@ type Store struct {
 	mu       sync.Mutex // guards what follows
 	run      bool       // Run was called
 	closing  bool       // no new membership
+	resumed  string     // boot in the server ID that the volume's log goes on as
 	lives    int        // raft states dropped so far: part of the server ID
 	in       *instance  // nil: in no cluster
 	lead     *leadership
@@ -101,6 +102,11 @@ func (s *Store) Run(ctx context.Context) error {
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.mu.Unlock()
 
+	if err := s.resume(); err != nil {
+		s.cancel()
+		s.o.Network.Close()
+		return fmt.Errorf("run raftstore: %w", err)
+	}
 	failed := make(chan error, 1)
 	s.goDo(func() {
 		if err := s.accept(); err != nil && s.ctx.Err() == nil {
@@ -126,7 +132,9 @@ func (s *Store) Run(ctx context.Context) error {
 	s.life <- struct{}{}
 	if in := s.member(); in != nil {
 		s.endLeadership(in)
-		in.stop()
+		if in.stop() {
+			err = errors.Join(err, in.stores.close())
+		}
 	}
 	<-s.life
 	s.asker.close()
@@ -167,10 +175,13 @@ func (s *Store) member() *instance {
 // again after a log and vote were dropped.
 func (s *Store) incarnation(lives int) epoch.Voter {
 	boot := s.o.Self.Boot
+	if lives == 0 && s.resumed != "" {
+		boot = s.resumed
+	}
 	if lives > 0 {
 		boot += "." + strconv.Itoa(lives)
 	}
-	return epoch.Voter{App: s.o.Self.App, Machine: s.o.Self.Machine, Boot: boot, BootAt: s.o.Self.BootAt}
+	return epoch.Voter{App: s.o.Self.App, Machine: s.o.Self.Machine, Boot: boot, BootAt: s.o.Self.BootAt, Durable: s.o.DataDir != ""}
 }
 
 // selfNow returns the incarnation that is a member, or that would join next.
@@ -211,7 +222,7 @@ func (s *Store) adopt(ctx context.Context, epoch uint64, cluster, target string)
 	if self.ID() != target {
 		return nil, fmt.Errorf("adopt cluster %s: invited as %s, now %s", cluster, target, self.ID())
 	}
-	in, err := s.start(&instance{server: target, epoch: epoch, cluster: cluster, logs: newLogs(), snaps: newSnapshots()}, false)
+	in, err := s.startBlank(target, epoch, cluster, false)
 	if err != nil {
 		return nil, fmt.Errorf("adopt cluster %s: %w", cluster, err)
 	}
@@ -236,12 +247,24 @@ func (s *Store) found(ctx context.Context, r epoch.Record) error {
 	if self := s.selfNow(); self.ID() != r.Founder.ID() {
 		return fmt.Errorf("found cluster %s: its founder %s is gone", r.Cluster, r.Founder.ID())
 	}
-	_, err := s.start(&instance{server: r.Founder.ID(), epoch: r.Epoch, cluster: r.Cluster, logs: newLogs(), snaps: newSnapshots()}, true)
-	if err != nil {
+	if _, err := s.startBlank(r.Founder.ID(), r.Epoch, r.Cluster, true); err != nil {
 		return fmt.Errorf("found cluster %s: %w", r.Cluster, err)
 	}
 	s.log.Info("founded cluster", "epoch", r.Epoch, "cluster", r.Cluster)
 	return nil
+}
+
+// startBlank starts a server that has never been. The caller holds life.
+func (s *Store) startBlank(server string, epoch uint64, cluster string, bootstrap bool) (*instance, error) {
+	st, err := s.blankStores(server, epoch, cluster)
+	if err != nil {
+		return nil, err
+	}
+	in, err := s.start(&instance{server: server, epoch: epoch, cluster: cluster, stores: st}, bootstrap)
+	if err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	return in, nil
 }
 
 // start runs an instance and makes it the member. The caller holds life.
@@ -296,7 +319,7 @@ func (s *Store) restart(ctx context.Context, in *instance, why string) {
 		return
 	}
 	s.m.restarts.WithLabelValues("watchdog").Inc()
-	next := &instance{server: in.server, epoch: in.epoch, cluster: in.cluster, logs: in.logs, snaps: in.snaps}
+	next := &instance{server: in.server, epoch: in.epoch, cluster: in.cluster, stores: in.stores}
 	if _, err := s.start(next, false); err != nil {
 		s.forget("raft does not start: " + err.Error())
 	}
@@ -310,6 +333,9 @@ func (s *Store) forget(why string) {
 	s.in = nil
 	s.lives++
 	s.mu.Unlock()
+	if err := errors.Join(in.stores.close(), s.wipe()); err != nil {
+		s.log.Error("cannot clear the dropped raft state", "error", err)
+	}
 	s.log.Warn("dropped raft state", "epoch", in.epoch, "cluster", in.cluster, "reason", why)
 	s.m.restarts.WithLabelValues("dropped").Inc()
 }

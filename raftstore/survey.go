@@ -69,7 +69,7 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 		a, answered := said[v.machine]
 		p, known := peers[v.machine]
 		v.dead = !v.self && (c.proven[id] || answered && supersedes(a.Server, id) ||
-			known && p.Alive && p.Boot != rootBoot(bootOf(id)) && p.BootAt.After(h.voter.BootAt) && !h.voter.BootAt.IsZero())
+			known && p.Alive && p.Boot != rootBoot(bootOf(id)) && p.BootAt.After(h.voter.BootAt) && !h.voter.BootAt.IsZero() && !h.voter.Durable)
 		if v.dead {
 			v.alive = false
 			c.proven[id] = true
@@ -84,7 +84,7 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 		}
 		v.leaving = c.isLeaving(v.machine, bootOf(id), now) && !v.self
 		if !v.alive && !v.dead {
-			silent = append(silent, epoch.Voter{App: cmp.Or(h.voter.App, p.App), Machine: v.machine, Boot: bootOf(id), BootAt: h.voter.BootAt})
+			silent = append(silent, epoch.Voter{App: cmp.Or(h.voter.App, p.App), Machine: v.machine, Boot: bootOf(id), BootAt: h.voter.BootAt, Durable: h.voter.Durable})
 		}
 		if v.alive && !v.self && h.last+slack < commit && now.Sub(h.moved) > behindLimit {
 			// A follower that answers but gets nothing: raft's own connections
@@ -134,12 +134,15 @@ func (c *control) hear(id string, a sight, now time.Time) heard {
 	if !ok {
 		h = heard{first: now, fresh: now, moved: now}
 	}
+	if h.voter.Machine == "" {
+		h.voter = c.recorded[id]
+	}
 	if a.Server == id {
 		h.at, h.member = now, a.Member && a.Cluster == c.l.in.cluster
 		if a.Last != h.last {
 			h.last, h.moved = a.Last, now
 		}
-		h.voter = epoch.Voter{App: a.App, Machine: a.Machine, Boot: bootOf(id), BootAt: a.BootAt}
+		h.voter = epoch.Voter{App: a.App, Machine: a.Machine, Boot: bootOf(id), BootAt: a.BootAt, Durable: a.Durable}
 	}
 	c.heard[id] = h
 	return h
@@ -162,7 +165,7 @@ func (c *control) inquire(ctx context.Context, silent []epoch.Voter) {
 	for _, v := range silent {
 		// Without the time of its boot a start event proves nothing.
 		f := fates[v.Machine]
-		if f.Dead() && (f != epoch.Rebooted || !v.BootAt.IsZero()) {
+		if v.Ended(f) && (f != epoch.Rebooted || !v.BootAt.IsZero()) {
 			c.proven[v.ID()] = true
 		}
 	}

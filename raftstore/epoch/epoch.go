@@ -31,13 +31,16 @@ type Voter struct {
 	// Pending marks a voter that is about to be promoted or removed: the
 	// cluster's configuration may hold it or not.
 	Pending bool `json:"pending,omitempty"`
+	// Durable marks a voter whose log is on a volume: it comes back from a stop.
+	Durable bool `json:"durable,omitempty"`
 }
 
 // Fate is what is known of a recorded voter.
 type Fate string
 
-// The fates. Only Stopped, Destroyed and Rebooted prove that the recorded
-// incarnation can never vote again.
+// The fates. Only Stopped, Destroyed, Rebooted and Replaced prove that the
+// recorded incarnation can never vote again; of a durable one only Destroyed
+// and Replaced do.
 const (
 	Unknown   Fate = "unknown"
 	Running   Fate = "running"
@@ -45,4 +48,5 @@ const (
 	Stopped   Fate = "stopped"
 	Destroyed Fate = "destroyed"
 	Rebooted  Fate = "rebooted" // the machine runs, but started after the recorded boot
+	Replaced  Fate = "replaced" // the machine's own agent says that it is another server now
 )

@@ -29,8 +29,16 @@ func (v Voter) ID() string { return v.Machine + "." + v.Boot }
 // ClusterID names the cluster that a founder's incarnation founds.
 func ClusterID(epoch uint64, boot string) string { return fmt.Sprintf("%d-%s", epoch, boot) }
 
-// Dead reports whether the fate proves that the incarnation never votes again.
-func (f Fate) Dead() bool { return f == Stopped || f == Destroyed || f == Rebooted }
+// Ended reports whether the fate proves that the incarnation never votes again.
+func (v Voter) Ended(f Fate) bool {
+	switch f {
+	case Destroyed, Replaced:
+		return true
+	case Stopped, Rebooted:
+		return !v.Durable
+	}
+	return false
+}
 
 // Situation is what a machine without a leader knows.
 type Situation struct {
@@ -117,7 +125,7 @@ func MayFound(s Situation) Decision {
 func Living(voters []Voter, fates map[string]Fate) []Voter {
 	var l []Voter
 	for _, v := range voters {
-		if !fates[v.Machine].Dead() {
+		if !v.Ended(fates[v.Machine]) {
 			l = append(l, v)
 		}
 	}

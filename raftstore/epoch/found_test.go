@@ -18,6 +18,12 @@ func pending(machine string) epoch.Voter {
 	return v
 }
 
+func durable(machine string) epoch.Voter {
+	v := voter(machine)
+	v.Durable = true
+	return v
+}
+
 func record(voters ...epoch.Voter) epoch.Record {
 	return epoch.Record{Epoch: 4, Cluster: "4-x", Founder: voter("x"), Voters: voters}
 }
@@ -58,6 +64,8 @@ func TestMayFound(t *testing.T) {
 		{name: "one voter alive", s: epoch.Situation{NoLeaderFor: long, Record: record(a), Fates: fates("a=running")}, reason: "a (running)"},
 		{name: "pending voter dead, the settled one lives", s: epoch.Situation{NoLeaderFor: long, Record: record(a, pending("b")), Fates: fates("a=running b=stopped")}, reason: "a (running)"},
 		{name: "settled one dead, pending one lives", s: epoch.Situation{NoLeaderFor: long, Record: record(a, pending("b")), Fates: fates("a=stopped b=running")}, found: true, epoch: 5},
+		{name: "durable voters come back", s: epoch.Situation{NoLeaderFor: long, Record: record(durable("a"), durable("b"), c), Fates: fates("a=stopped b=rebooted c=stopped")}, reason: "a (stopped), b (rebooted)"},
+		{name: "durable voters are gone", s: epoch.Situation{NoLeaderFor: long, Record: record(durable("a"), durable("b"), c), Fates: fates("a=destroyed b=replaced c=running")}, found: true, epoch: 5},
 		{name: "no voters recorded", s: epoch.Situation{NoLeaderFor: long, Record: record(), Fates: fates("")}, reason: "0 of 0"},
 		{name: "newer epoch heard of", s: epoch.Situation{NoLeaderFor: long, SeenEpoch: 5, Record: record(a), Fates: fates("a=stopped")}, reason: "epoch 5"},
 		{name: "own founding was interrupted", s: epoch.Situation{NoLeaderFor: 2 * time.Second, Record: epoch.Record{Epoch: 4, Cluster: "4-b", Founder: voter("me"), Voters: []epoch.Voter{voter("me")}}}, resume: true, epoch: 4},
@@ -115,7 +123,7 @@ func TestNeverFoundOverMajority(t *testing.T) {
 			}
 		}
 		for _, v := range truth {
-			if !fates[v.Machine].Dead() {
+			if !v.Ended(fates[v.Machine]) {
 				living++
 			}
 		}
