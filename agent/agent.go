@@ -196,7 +196,7 @@ func (a *agent) openGossip(o Options) error {
 // discovery finds the others by whatever mesh.toml names: DNS, the Machines
 // API, an explicit list.
 func (a *agent) discovery() gossip.Discovery {
-	d := gossip.Discovery{Logger: a.log}
+	d := gossip.Discovery{Port: a.cfg.Mesh.GossipPort, Self: a.self.PrivateIP, Logger: a.log}
 	for _, way := range a.cfg.Mesh.Discover {
 		switch way {
 		case "dns":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +45,10 @@ type health struct {
 	since     time.Time
 }
 
+// covers is how many report intervals counts and latencies are of: at the
+// usual 5 s, those of the last minute.
+const covers = 12
+
 func newHealth(a *agent, child *supervise.Child) (*health, error) {
 	root := os.Getpid()
 	if child != nil {
@@ -53,7 +56,7 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 	}
 	var list []probes.Schedule
 	for _, p := range a.svc.Probes {
-		pr, err := prober(p, root)
+		pr, err := prober(p, root, covers*a.cfg.Mesh.ReportEvery)
 		if err != nil {
 			return nil, fmt.Errorf("make %s probe of service %s: %w", p.Type, a.svc.Name, err)
 		}
@@ -72,7 +75,7 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 
 // prober makes the probe that mesh.toml describes. root is the process whose
 // tree is the machine's, where no cgroup and no machine tells.
-func prober(p config.Probe, root int) (probes.Prober, error) {
+func prober(p config.Probe, root int, window time.Duration) (probes.Prober, error) {
 	url, err := expand(p.URL)
 	if err != nil {
 		return nil, err
@@ -83,30 +86,21 @@ func prober(p config.Probe, root int) (probes.Prober, error) {
 	}
 	switch p.Type {
 	case "host":
-		return host.New(host.Options{Root: root, Cores: cores(p.CPU)}), nil
+		cores, err := host.Allowance(p.CPU, os.Getenv(host.AllowanceEnv))
+		if err != nil {
+			return nil, err
+		}
+		return host.New(host.Options{Root: root, Cores: cores}), nil
 	case "http":
 		return probehttp.New(probehttp.Options{URL: url, Status: p.Status, Body: p.Body})
 	case "prometheus":
 		return prom.New(prom.Options{
-			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope),
+			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope), Window: window,
 		})
 	case "redis":
 		return proberedis.New(proberedis.Options{Addr: addr})
 	}
 	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
-}
-
-// cores is the CPU that the machine may use where neither a cgroup nor the
-// machine itself tells: mesh.toml's word, else the environment's; 0: neither.
-func cores(stated float64) float64 {
-	if stated > 0 {
-		return stated
-	}
-	v, err := strconv.ParseFloat(os.Getenv("FLYMESH_CPU_ALLOWANCE"), 64)
-	if err != nil || v <= 0 {
-		return 0
-	}
-	return v
 }
 
 func scope(s string) report.QueueScope {

@@ -59,7 +59,7 @@ type Options struct {
 	Cloud        Cloud
 	Agents       Agents
 	Reports      *Reports
-	Round        time.Duration // pause between rounds; at least 1 s, for the API's sake
+	Round        time.Duration // pause between rounds; at least minRound
 	DrainTimeout time.Duration // longest wait for a machine to finish what it has
 	StartTimeout time.Duration // from the start call to the API's "started"
 	ReadyTimeout time.Duration // from "started" to ready
@@ -67,6 +67,10 @@ type Options struct {
 	Logger       *slog.Logger
 	Metrics      *Metrics
 }
+
+// minRound is the shortest pause between rounds: the API allows about one
+// listing per second and app, and the loop is not the only one who lists.
+const minRound = 1500 * time.Millisecond
 
 // Leader leads the mesh whenever raft says so.
 type Leader struct {
@@ -89,9 +93,7 @@ type Leader struct {
 
 // New returns a Leader that waits for its first term.
 func New(o Options) *Leader {
-	if o.Round < time.Second {
-		o.Round = time.Second
-	}
+	o.Round = max(o.Round, minRound)
 	return &Leader{Options: o, log: o.Logger.With("component", "leader")}
 }
 
@@ -127,6 +129,7 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	l.log.Info("leading", "term", t.Number, "epoch", t.Epoch)
 	defer l.log.Info("no longer leading", "term", t.Number)
 
+	l.show(t) // what the reports say is known before the API has answered
 	l.fresh(ctx, t)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
@@ -147,13 +150,19 @@ func (l *Leader) round(ctx context.Context, t Term) {
 		return
 	}
 	l.place(ctx, t)
-	in := l.gather(t)
-	plan := decide.Plan(in)
-	l.setView(&view{term: t, at: in.Now, in: in, verdicts: plan.Verdicts})
+	in, plan := l.show(t)
 	l.Metrics.round(plan.Verdicts)
 	l.tell(plan.Verdicts)
 	l.act(ctx, t, in, plan.Verdicts)
 	l.admit(ctx, t)
+}
+
+// show decides without acting, for status and why.
+func (l *Leader) show(t Term) (decide.Input, decide.Result) {
+	in := l.gather(t)
+	plan := decide.Plan(in)
+	l.setView(&view{term: t, at: in.Now, in: in, verdicts: plan.Verdicts})
+	return in, plan
 }
 
 // act records the intent of every decided step, forgets what is over, and sees

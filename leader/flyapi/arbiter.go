@@ -20,11 +20,13 @@ const (
 	// anchors is on how many machines of the anchor app the record is kept, so
 	// that a machine that is destroyed takes nothing with it.
 	anchors = 3
-	// anchorsKept is how long a list of the app is good for knowing its anchors.
-	// Nothing depends on their choice: the record counts wherever it is.
+	// holders is on how many more machines a record that is there is kept up to
+	// date: whoever knows the anchors of a moment ago, before a deploy put
+	// others in their place, reads the new record where it read the old one.
+	holders = 3
+	// anchorsKept is how long a list of the app is good for knowing them.
 	anchorsKept = 30 * time.Second
-	// directFor bounds the look at the anchors themselves, which only improves
-	// on the listing.
+	// directFor bounds the look at the anchors themselves.
 	directFor = time.Second
 )
 
@@ -52,16 +54,28 @@ type Arbiter struct {
 }
 
 // NewArbiter returns the arbiter of a mesh whose record is on the machines of
-// anchorApp.
+// anchorApp. It sees every listing of that app that the client gets, so it must
+// be made before the client's first call.
 func NewArbiter(client *Client, anchorApp string) *Arbiter {
-	return &Arbiter{client: client, app: anchorApp, log: client.log}
+	a := &Arbiter{client: client, app: anchorApp, log: client.log}
+	client.arbiters = append(client.arbiters, a)
+	return a
 }
 
-// Read returns the record, the zero Record if there is none. It asks for the
-// list of the anchor app's machines, whatever their state, and, because a
-// listing may be behind, for the anchors themselves. It fails only if the list
-// cannot be had.
+// Read returns the record, the zero Record if there is none. It asks the
+// machines that hold it. Only where it does not know them from a listing of
+// late, or one of them does not answer, it asks for the list of the app's
+// machines, whatever their state, and fails if that cannot be had: listings
+// are what the API allows least of.
 func (a *Arbiter) Read(ctx context.Context) (epoch.Record, error) {
+	a.mu.Lock()
+	listed, ids, known := a.listed, a.ids, !a.idsAt.IsZero() && time.Since(a.idsAt) <= anchorsKept
+	a.mu.Unlock()
+	if known && len(ids) > 0 {
+		if r, answered := a.direct(ctx, ids); answered == len(ids) && !r.Zero() {
+			return newer(listed, r), nil
+		}
+	}
 	listed, ids, err := a.list(ctx)
 	if err != nil {
 		return epoch.Record{}, fmt.Errorf("read epoch record: %w", err)
@@ -76,17 +90,30 @@ func (a *Arbiter) list(ctx context.Context) (epoch.Record, []string, error) {
 	if err != nil {
 		return epoch.Record{}, nil, err
 	}
+	r, ids := a.took(wire)
+	return r, ids, nil
+}
+
+// took learns from a listing: the record on its machines, and which to ask.
+func (a *Arbiter) took(wire []wireMachine) (epoch.Record, []string) {
 	var r epoch.Record
+	ids := anchorsOf(a.app, wire)
+	more := holders
 	for _, w := range wire {
-		if cfg := w.GetConfig(); cfg != nil {
-			r = newer(r, a.parse(w.ID, cfg.Metadata[epoch.MetadataKey]))
+		cfg := w.GetConfig()
+		if cfg == nil || cfg.Metadata[epoch.MetadataKey] == "" {
+			continue
+		}
+		r = newer(r, a.parse(w.ID, cfg.Metadata[epoch.MetadataKey]))
+		if more > 0 && w.IsActive() && hostOK(&w.Machine) && !slices.Contains(ids, w.ID) {
+			ids = append(ids, w.ID)
+			more--
 		}
 	}
-	ids := anchorsOf(a.app, wire)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ids, a.idsAt, a.listed = ids, time.Now(), r
-	return r, ids, nil
+	return r, ids
 }
 
 // anchors returns the anchors and the record of a listing that is not too old.

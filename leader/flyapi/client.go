@@ -76,6 +76,8 @@ type Client struct {
 	metrics metrics
 	log     *slog.Logger
 	idle    func() // closes idle connections
+
+	arbiters []*Arbiter // see every listing of their app; set before the first call
 }
 
 var _ leader.Cloud = (*Client)(nil)

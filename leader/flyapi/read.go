@@ -69,7 +69,13 @@ func (c *Client) list(ctx context.Context, app string) ([]wireMachine, error) {
 		if err != nil {
 			return nil, err
 		}
-		return slices.DeleteFunc(out, func(w wireMachine) bool { return w.ID == "" }), nil
+		out = slices.DeleteFunc(out, func(w wireMachine) bool { return w.ID == "" })
+		for _, a := range c.arbiters {
+			if a.app == app {
+				a.took(out)
+			}
+		}
+		return out, nil
 	})
 }
 
