@@ -44,7 +44,6 @@ type history struct {
 		from, to time.Time
 		epoch    uint64
 	}
-	unknown int
 }
 
 type regIn struct {
@@ -92,7 +91,7 @@ func (h *history) client(ctx context.Context, s *sim, id int, r *rand.Rand) {
 			if now := st.Status(); now.Cluster != was.Cluster && err == nil {
 				s.t.Errorf("%s changed cluster within a successful proposal", m.id)
 			}
-			h.add(was.Cluster, op, err != nil)
+			h.add(was.Cluster, op)
 			continue
 		}
 		value := 0
@@ -107,7 +106,7 @@ func (h *history) client(ctx context.Context, s *sim, id int, r *rand.Rand) {
 			continue
 		}
 		to := time.Now()
-		h.add(was.Cluster, porcupine.Operation{ClientId: id, Input: regIn{}, Output: value, Call: from.UnixNano(), Return: to.UnixNano()}, false)
+		h.add(was.Cluster, porcupine.Operation{ClientId: id, Input: regIn{}, Output: value, Call: from.UnixNano(), Return: to.UnixNano()})
 		h.mu.Lock()
 		h.read = append(h.read, struct {
 			from, to time.Time
@@ -117,13 +116,10 @@ func (h *history) client(ctx context.Context, s *sim, id int, r *rand.Rand) {
 	}
 }
 
-func (h *history) add(cluster string, op porcupine.Operation, unknown bool) {
+func (h *history) add(cluster string, op porcupine.Operation) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ops[cluster] = append(h.ops[cluster], op)
-	if unknown {
-		h.unknown++
-	}
 }
 
 // lead acts on behalf of one machine's leaderships, each time after Verify and
@@ -195,8 +191,8 @@ func (h *history) check(t testing.TB) {
 // justified checks a new epoch against what is true at that moment: the
 // recorded voters that still live must be too few for a majority.
 func (s *sim) justified(before, after epoch.Record) {
-	if after.Epoch <= before.Epoch || before.Zero() {
-		return
+	if after.Epoch <= before.Epoch || before.Zero() || before.Founder.ID() == after.Founder.ID() {
+		return // the last: what it could not finish was never a cluster
 	}
 	living := 0
 	var names []string

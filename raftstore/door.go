@@ -120,6 +120,12 @@ func (s *Store) judge(r request) refusal {
 		return accepted
 	}
 	in := s.member()
+	if r.kind == kindResign {
+		if in == nil || in.server != r.target || in.cluster != r.cluster || !s.wedged(in) {
+			return notWedged
+		}
+		return accepted
+	}
 	if in != nil && (in.server != r.target || in.epoch != r.epoch || in.cluster != r.cluster) {
 		if r.epoch > in.epoch {
 			s.suspect(in, r.epoch, "a machine of a newer epoch called")
@@ -191,6 +197,13 @@ func (s *Store) serve(c net.Conn, r request, queries chan struct{}) {
 			s.answer(c)
 			<-queries
 		default:
+		}
+	case kindResign:
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(handshakeTimeout))
+		if in := s.member(); in != nil && in.server == r.target && s.wedged(in) {
+			s.drop(s.ctx, in, "resigned: the living voters differ in who may vote")
+			c.Write([]byte{1})
 		}
 	case kindLeave:
 		defer c.Close()

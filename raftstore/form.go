@@ -29,19 +29,20 @@ func (s *Store) form() {
 			asked, again = time.Time{}, time.Time{}
 			return
 		}
-		if time.Now().Before(again) {
+		if time.Now().Before(again) || s.laterInLine(quiet) {
 			return
 		}
 		d, r := s.mayFound(quiet, &asked)
 		s.setReason(d.Reason)
 		switch {
-		case r.Zero():
+		case r.Zero(): // none yet, or it cannot be read: then asking at once again would make that worse
+			again = time.Now().Add(recordEvery)
 		case quiet < s.o.RecoverAfter:
 			again = time.Now().Add(min(recordPause, s.o.RecoverAfter-quiet))
 		default:
 			again = time.Now().Add(recordEvery)
 		}
-		if !d.Found && !d.Resume {
+		if !d.Found {
 			return
 		}
 		if s.look(); s.quietFor() < quiet || s.isClosing() {
@@ -55,6 +56,24 @@ func (s *Store) form() {
 			}
 		}
 	})
+}
+
+// laterInLine says that machines which go first still have time, and that this
+// one has nothing to ask the record for meanwhile: all that start together
+// would use up the API's rate limit, and the first of them with it.
+func (s *Store) laterInLine(quiet time.Duration) bool {
+	return s.o.Arbiter != nil && s.member() == nil && quiet < s.o.FormAfter+time.Duration(s.rank())*stagger
+}
+
+// rank counts the living machines that go first in founding.
+func (s *Store) rank() int {
+	n := 0
+	for _, p := range s.o.Peers.Peers() {
+		if p.Alive && p.Eligible && p.Machine < s.o.Self.Machine {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *Store) quietFor() time.Duration {
@@ -86,15 +105,11 @@ func (s *Store) mayFound(quiet time.Duration, asked *time.Time) (epoch.Decision,
 	s.mu.Unlock()
 	sit := epoch.Situation{
 		Self: s.next(), Eligible: s.o.Self.Eligible, SeenEpoch: seen, NoLeaderFor: quiet,
-		FormAfter: s.o.FormAfter, RecoverAfter: s.o.RecoverAfter, Stagger: stagger,
+		FormAfter: s.o.FormAfter, RecoverAfter: s.o.RecoverAfter, Stagger: stagger, Rank: s.rank(),
 	}
 	for _, p := range s.o.Peers.Peers() {
-		if !p.Alive {
-			continue
-		}
-		sit.SeenEpoch = max(sit.SeenEpoch, p.Epoch)
-		if p.Eligible && p.Machine < s.o.Self.Machine {
-			sit.Rank++
+		if p.Alive {
+			sit.SeenEpoch = max(sit.SeenEpoch, p.Epoch)
 		}
 	}
 	if s.o.Arbiter == nil {
@@ -117,7 +132,9 @@ func (s *Store) mayFound(quiet time.Duration, asked *time.Time) (epoch.Decision,
 	if d.Ask && time.Since(*asked) >= fatesEvery/2 {
 		*asked = time.Now()
 		sit.Fates = s.fates(s.ctx, r.Voters)
-		d = epoch.MayFound(sit)
+		if d = epoch.MayFound(sit); d.Resign {
+			s.resign(s.ctx, r, d.Living)
+		}
 	}
 	return d, r
 }
@@ -136,8 +153,9 @@ var errOvertaken = errors.New("the record names another cluster")
 
 // establish takes the lease, writes the record, reads it back, waits until
 // nobody can act on the older record any more, and bootstraps alone. A founder
-// that stalls past its lease and writes late is harmless: before it acts the
-// record must name it, and then it names nobody else.
+// that stalls past its lease and writes late deposes whoever founded meanwhile,
+// and must found the epoch after that: so no two clusters have one epoch, and
+// before a cluster acts the record names it and nobody else.
 func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decision) error {
 	if s.o.Arbiter == nil {
 		self := s.next()
@@ -154,6 +172,7 @@ func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decisi
 			s.log.Warn("cannot release the epoch lease", "error", err)
 		}
 	}()
+	began := time.Now()
 	now, err := s.readRecord(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
@@ -161,20 +180,16 @@ func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decisi
 	if !now.Same(seen) {
 		return fmt.Errorf("found epoch %d: the record changed", d.Epoch)
 	}
-	rec := now
-	if !d.Resume {
-		self := s.next()
-		rec = epoch.Record{
-			Epoch: d.Epoch, Cluster: epoch.ClusterID(d.Epoch, self.Boot),
-			Founder: self, Voters: []epoch.Voter{self}, At: time.Now().UTC(),
-		}
-		wctx, cancel := context.WithTimeout(ctx, s.o.ReadTimeout)
-		err := s.o.Arbiter.Write(wctx, rec)
-		cancel()
-		if err != nil {
-			// It may have been written: the next round resumes then.
-			return fmt.Errorf("write the epoch record: %w", err)
-		}
+	self := s.next()
+	rec := epoch.Record{
+		Epoch: d.Epoch, Cluster: epoch.ClusterID(d.Epoch, self.Boot),
+		Founder: self, Voters: []epoch.Voter{self}, At: began.UTC(),
+	}
+	wctx, cancel := context.WithTimeout(ctx, s.o.ReadTimeout)
+	err = s.o.Arbiter.Write(wctx, rec)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("write the epoch record: %w", err) // it may have been written
 	}
 	// Read at both ends of the wait.
 	for _, pause := range []time.Duration{0, s.o.quarantine()} {
@@ -190,6 +205,10 @@ func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decisi
 		if !r.Names(rec.Epoch, rec.Cluster) {
 			return fmt.Errorf("found epoch %d: %w: %s", rec.Epoch, errOvertaken, r.Cluster)
 		}
+	}
+	// Past the lease another may have founded this epoch in between.
+	if late := gap(time.Since(began), time.Now().Round(0).Sub(began.Round(0)), 0); late > leaseTTL {
+		return fmt.Errorf("found epoch %d: it took %s, longer than the lease", rec.Epoch, late)
 	}
 	return s.found(ctx, rec)
 }

@@ -16,9 +16,10 @@ const (
 	nonceLen = 16
 	maxField = 255
 
-	kindRaft  = 'r' // the rest of the connection is raft's
-	kindQuery = 'q' // one byte asks for a sight, any number of times
-	kindLeave = 'l' // the dialler asks the leader to remove it
+	kindRaft   = 'r' // the rest of the connection is raft's
+	kindQuery  = 'q' // one byte asks for a sight, any number of times
+	kindLeave  = 'l' // the dialler asks the leader to remove it
+	kindResign = 'x' // the dialler asks a voter without a leader to drop its raft state
 )
 
 // maxRequest bounds the body of a request.
@@ -61,7 +62,7 @@ func decodeRequest(b []byte) (request, error) {
 	}
 	r.kind, b = b[0], b[1:]
 	switch r.kind {
-	case kindRaft, kindQuery, kindLeave:
+	case kindRaft, kindQuery, kindLeave, kindResign:
 	default:
 		return r, errMalformed
 	}
@@ -111,6 +112,7 @@ const (
 	notInvitable refusal = "not_invitable" // this machine never joins raft
 	notNamed     refusal = "not_named"     // the epoch record names another cluster
 	notLeading   refusal = "not_leading"
+	notWedged    refusal = "not_wedged"
 	busy         refusal = "busy"
 )
 

@@ -128,7 +128,12 @@ func (s *Store) leave() {
 }
 
 func (s *Store) askToRemove(ctx context.Context, in *instance, hostport, leader string) error {
-	c, err := s.dial(ctx, hostport, request{kind: kindLeave, epoch: in.epoch, cluster: in.cluster, target: leader, own: in.server})
+	return s.order(ctx, hostport, request{kind: kindLeave, epoch: in.epoch, cluster: in.cluster, target: leader, own: in.server})
+}
+
+// order makes a request and waits until it is carried out.
+func (s *Store) order(ctx context.Context, hostport string, r request) error {
+	c, err := s.dial(ctx, hostport, r)
 	if err != nil {
 		return err
 	}

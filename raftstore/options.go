@@ -67,7 +67,9 @@ type Arbiter interface {
 	Read(ctx context.Context) (epoch.Record, error)
 	// Lease makes races rare; it is not what safety rests on.
 	Lease(ctx context.Context, ttl time.Duration) (release func(context.Context) error, err error)
-	// Write replaces the record. The last writer wins.
+	// Write replaces the record, unless it finds that of another cluster of
+	// the same or a later epoch. It cannot exclude one that is written between
+	// its look and its write: the last writer wins.
 	Write(ctx context.Context, r epoch.Record) error
 	// Fates answers by machine ID; a voter of whom nothing is known may be absent.
 	Fates(ctx context.Context, voters []epoch.Voter) (map[string]epoch.Fate, error)

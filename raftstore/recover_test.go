@@ -121,7 +121,7 @@ func TestFounderThatWritesLate(t *testing.T) {
 				m.start()
 			}
 			s.machines[0].arb.Stall(func(call string) {
-				if call == "write" && stalled.CompareAndSwap(false, true) {
+				if call == "put" && stalled.CompareAndSwap(false, true) {
 					time.Sleep(stall)
 				}
 			})
@@ -231,9 +231,7 @@ func TestRecordOverwritten(t *testing.T) {
 		s.startAll()
 		l := s.voters(3, time.Minute)
 		time.Sleep(5 * time.Second)
-		if err := s.reg.Client(0).Write(context.Background(), old); err != nil {
-			t.Fatal(err)
-		}
+		s.reg.Overwrite(old)
 		if err := l.up().Verify(context.Background()); !errors.Is(err, raftstore.ErrDeposed) {
 			t.Errorf("Verify while the record names another: %v", err)
 		}

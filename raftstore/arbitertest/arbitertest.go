@@ -116,9 +116,26 @@ func (c *Client) Read(ctx context.Context) (r epoch.Record, err error) {
 	return r, err
 }
 
-// Write implements raftstore.Arbiter.
+// Overwrite replaces the record whatever it says, as a write does that looked
+// long before.
+func (g *Register) Overwrite(r epoch.Record) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.record = clone(r)
+}
+
+var errSuperseded = errors.New("another cluster is recorded")
+
+// Write implements raftstore.Arbiter: it looks ("write") and then writes ("put").
 func (c *Client) Write(ctx context.Context, r epoch.Record) error {
-	return c.call(ctx, "write", func() {
+	var have epoch.Record
+	if err := c.call(ctx, "write", func() { have = c.g.record }); err != nil {
+		return err
+	}
+	if have.Epoch > r.Epoch || have.Epoch == r.Epoch && have.Cluster != r.Cluster {
+		return errSuperseded
+	}
+	return c.call(ctx, "put", func() {
 		if c.g.watch != nil {
 			c.g.watch(clone(c.g.record), clone(r))
 		}
@@ -209,6 +226,13 @@ func Conform(t *testing.T, a, other raftstore.Arbiter) {
 	late.Epoch, late.Cluster = 2, epoch.ClusterID(2, "late")
 	if err := a.Write(ctx, late); err != nil {
 		t.Fatalf("write without the lease: %v", err)
+	}
+	rival := late
+	rival.Cluster = epoch.ClusterID(2, "a-rival")
+	for name, r := range map[string]epoch.Record{"an older epoch": want, "a rival of the epoch": rival} {
+		if err := other.Write(ctx, r); err == nil {
+			t.Errorf("the record of %s replaced a newer one", name)
+		}
 	}
 	if got, err := other.Read(ctx); err != nil || !got.Same(late) {
 		t.Errorf("read after the later write: got %+v, %v", got, err)

@@ -29,15 +29,18 @@ func (v Voter) ID() string { return v.Machine + "." + v.Boot }
 // ClusterID names the cluster that a founder's incarnation founds.
 func ClusterID(epoch uint64, boot string) string { return fmt.Sprintf("%d-%s", epoch, boot) }
 
-// Ended reports whether the fate proves that the incarnation never votes again.
+// Dead reports whether the fate proves that an incarnation which keeps
+// nothing over a stop never votes again.
+func (f Fate) Dead() bool {
+	return f == Stopped || f == Destroyed || f == Rebooted || f == Replaced
+}
+
+// Ended reports whether the fate proves that this incarnation never votes again.
 func (v Voter) Ended(f Fate) bool {
-	switch f {
-	case Destroyed, Replaced:
-		return true
-	case Stopped, Rebooted:
-		return !v.Durable
+	if v.Durable {
+		return f == Destroyed || f == Replaced
 	}
-	return false
+	return f.Dead()
 }
 
 // Situation is what a machine without a leader knows.
@@ -59,13 +62,17 @@ type Situation struct {
 // Decision is the answer of MayFound.
 type Decision struct {
 	Found  bool   // take the lease and found Epoch
-	Resume bool   // the record already names Self as founder of Epoch: go on from there
 	Ask    bool   // only the fates of the recorded voters are missing
 	Epoch  uint64 // of the cluster to be founded
 	Reason string
 	// Living are the recorded voters whose end is not proven, when they are
 	// what forbids a recovery.
 	Living []Voter
+	// Resign: the leader died within a change of voters, and those who live
+	// are a majority of the voters before it or after it, not of both. Raft
+	// may then never elect, because they differ in who may vote; if all of
+	// them agree that nobody leads, they may be asked to give up.
+	Resign bool
 }
 
 // MayFound decides whether a machine may found the next cluster. It never
@@ -83,7 +90,9 @@ func MayFound(s Situation) Decision {
 		return wait("a machine knows of epoch %d, the record only of %d", s.SeenEpoch, s.Record.Epoch)
 	}
 	if !s.Record.Zero() && s.Record.Founder.ID() == s.Self.ID() {
-		return Decision{Resume: true, Epoch: s.Record.Epoch, Reason: "the record names this incarnation as founder"}
+		// Self did not act on that record in time, so that cluster never was.
+		// Its number is not used again: each epoch has one cluster at most.
+		return Decision{Found: true, Epoch: s.Record.Epoch + 1, Reason: "an earlier founding of this incarnation was not finished"}
 	}
 	patience := s.RecoverAfter
 	if s.Record.Zero() {
@@ -114,6 +123,9 @@ func MayFound(s Situation) Decision {
 		}
 		d := wait("%d of %d recorded voters are not proven dead: %s", len(living), len(s.Record.Voters), strings.Join(names, ", "))
 		d.Living = living
+		settled := Settled(s.Record.Voters)
+		d.Resign = majority(s.Record.Voters, s.Fates) != majority(settled, s.Fates) &&
+			s.NoLeaderFor >= patience+s.RecoverAfter
 		return d
 	}
 	return Decision{Found: true, Epoch: next, Reason: fmt.Sprintf(
@@ -135,11 +147,15 @@ func Living(voters []Voter, fates map[string]Fate) []Voter {
 // CanGoOn reports whether those not proven dead might still be a majority of
 // the voters, with or without the pending ones. A set without voters can.
 func CanGoOn(voters []Voter, fates map[string]Fate) bool {
-	settled := slices.DeleteFunc(slices.Clone(voters), func(v Voter) bool { return v.Pending })
-	for _, set := range [][]Voter{voters, settled} {
-		if 2*len(Living(set, fates)) > len(set) {
-			return true
-		}
-	}
-	return len(settled) == 0
+	settled := Settled(voters)
+	return majority(voters, fates) || majority(settled, fates) || len(settled) == 0
+}
+
+// Settled returns the voters whose change is not pending.
+func Settled(voters []Voter) []Voter {
+	return slices.DeleteFunc(slices.Clone(voters), func(v Voter) bool { return v.Pending })
+}
+
+func majority(set []Voter, fates map[string]Fate) bool {
+	return 2*len(Living(set, fates)) > len(set)
 }

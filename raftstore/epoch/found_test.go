@@ -43,9 +43,9 @@ func TestMayFound(t *testing.T) {
 		name   string
 		s      epoch.Situation
 		found  bool
-		resume bool
 		epoch  uint64
 		reason string
+		resign bool
 	}{
 		{name: "empty record, patience not over", s: epoch.Situation{NoLeaderFor: time.Second}, reason: "patience"},
 		{name: "empty record", s: epoch.Situation{NoLeaderFor: 2 * time.Second}, found: true, epoch: 1},
@@ -62,13 +62,16 @@ func TestMayFound(t *testing.T) {
 		{name: "unknown is not dead", s: epoch.Situation{NoLeaderFor: 24 * time.Hour, Record: record(a, b, c), Fates: fates("a=stopped")}, reason: "b (unknown)"},
 		{name: "two voters, one dead: the other is no majority", s: epoch.Situation{NoLeaderFor: long, Record: record(a, b), Fates: fates("a=stopped b=running")}, found: true, epoch: 5},
 		{name: "one voter alive", s: epoch.Situation{NoLeaderFor: long, Record: record(a), Fates: fates("a=running")}, reason: "a (running)"},
-		{name: "pending voter dead, the settled one lives", s: epoch.Situation{NoLeaderFor: long, Record: record(a, pending("b")), Fates: fates("a=running b=stopped")}, reason: "a (running)"},
+		{name: "pending voter dead, the settled one lives", s: epoch.Situation{NoLeaderFor: long, Record: record(a, pending("b")), Fates: fates("a=running b=stopped")}, reason: "a (running)", resign: true},
 		{name: "settled one dead, pending one lives", s: epoch.Situation{NoLeaderFor: long, Record: record(a, pending("b")), Fates: fates("a=stopped b=running")}, found: true, epoch: 5},
 		{name: "durable voters come back", s: epoch.Situation{NoLeaderFor: long, Record: record(durable("a"), durable("b"), c), Fates: fates("a=stopped b=rebooted c=stopped")}, reason: "a (stopped), b (rebooted)"},
 		{name: "durable voters are gone", s: epoch.Situation{NoLeaderFor: long, Record: record(durable("a"), durable("b"), c), Fates: fates("a=destroyed b=replaced c=running")}, found: true, epoch: 5},
+		{name: "leader died while a third was promoted", s: epoch.Situation{NoLeaderFor: long, Record: record(a, b, pending("c")), Fates: fates("a=stopped b=running c=running")}, reason: "b (running), c (running)", resign: true},
+		{name: "the same, too early to ask for resignation", s: epoch.Situation{NoLeaderFor: 59 * time.Second, Record: record(a, b, pending("c")), Fates: fates("a=stopped b=running c=running")}, reason: "b (running), c (running)"},
+		{name: "leader died while a fourth was promoted", s: epoch.Situation{NoLeaderFor: long, Record: record(a, b, c, pending("d")), Fates: fates("a=stopped b=running c=running d=running")}, reason: "b (running)"},
 		{name: "no voters recorded", s: epoch.Situation{NoLeaderFor: long, Record: record(), Fates: fates("")}, reason: "0 of 0"},
 		{name: "newer epoch heard of", s: epoch.Situation{NoLeaderFor: long, SeenEpoch: 5, Record: record(a), Fates: fates("a=stopped")}, reason: "epoch 5"},
-		{name: "own founding was interrupted", s: epoch.Situation{NoLeaderFor: 2 * time.Second, Record: epoch.Record{Epoch: 4, Cluster: "4-b", Founder: voter("me"), Voters: []epoch.Voter{voter("me")}}}, resume: true, epoch: 4},
+		{name: "own founding was interrupted", s: epoch.Situation{NoLeaderFor: 2 * time.Second, Record: epoch.Record{Epoch: 4, Cluster: "4-b", Founder: voter("me"), Voters: []epoch.Voter{voter("me")}}}, found: true, epoch: 5},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := tc.s
@@ -78,7 +81,7 @@ func TestMayFound(t *testing.T) {
 			s.Eligible = s.Self.Machine != "no"
 			s.FormAfter, s.RecoverAfter, s.Stagger = 1500*time.Millisecond, 30*time.Second, 3*time.Second
 			d := epoch.MayFound(s)
-			if d.Found != tc.found || d.Resume != tc.resume || d.Epoch != tc.epoch || !strings.Contains(d.Reason, tc.reason) {
+			if d.Found != tc.found || d.Resign != tc.resign || d.Epoch != tc.epoch || !strings.Contains(d.Reason, tc.reason) {
 				t.Errorf("got %+v", d)
 			}
 		})

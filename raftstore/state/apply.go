@@ -67,6 +67,10 @@ func (s *State) do(index uint64, c Command) Result {
 		return s.admit(index, c)
 	case c.Revoke != nil:
 		return s.revoke(index, c)
+	case c.Wait != nil:
+		return s.wait(index, c)
+	case c.Meter != nil:
+		return s.meter(index, c)
 	case c.Note != nil:
 		n := c.Note
 		s.tell(index, c, Event{Kind: n.Kind, Service: n.Service, Machine: n.Machine, Reason: n.Reason})
@@ -104,7 +108,7 @@ func (s *State) begin(index uint64, c Command) Result {
 	id := fmt.Sprintf("%d-%d-%d", s.Epoch, c.Term, index)
 	o := &Op{
 		ID: id, Service: b.Service, Kind: b.Kind, Step: StepIntent, Machine: b.Machine,
-		From: b.From, To: b.To, Code: b.Code, Reason: b.Reason, By: c.By, Manual: b.Manual,
+		From: b.From, To: b.To, Code: b.Code, Reason: b.Reason, By: c.By, Manual: b.Manual, Rule: b.Rule,
 		Began: c.At, StepAt: c.At,
 	}
 	if b.Kind == OpUp {
@@ -131,16 +135,25 @@ func (s *State) advance(index uint64, c Command) Result {
 	if a.To != o.Step {
 		o.StepAt = c.At
 	}
-	moved := a.To != o.Step || a.Machine != "" && a.Machine != o.Machine
+	if a.Avoid != nil && o.Machine != "" {
+		s.Avoid[o.Machine] = *a.Avoid
+	}
+	moved := a.To != o.Step || a.Machine != "" && a.Machine != o.Machine || a.Region != "" && a.Region != o.Region
 	o.Step, o.Tries, o.Detail = a.To, a.Tries, a.Detail
 	if a.Machine != "" {
 		o.Machine = a.Machine
+	}
+	if a.Region != "" {
+		o.Region = a.Region
 	}
 	if a.Name != "" {
 		o.Name = a.Name
 	}
 	if moved {
 		s.tell(index, c, Event{Kind: "step", Service: o.Service, Op: o.ID, Machine: o.Machine, From: o.From, To: o.To, Reason: stepText(o)})
+	}
+	if a.Drop {
+		o.Machine = ""
 	}
 	return Result{Index: index, Op: o.ID}
 }
@@ -161,6 +174,7 @@ func (s *State) finish(index uint64, c Command) Result {
 	delete(s.Ops, f.Op)
 	v := s.service(o.Service)
 	v.CooldownUntil = later(v.CooldownUntil, f.CooldownUntil)
+	s.touch(o, c.At)
 	switch f.Outcome {
 	case Failed:
 		v.Failures++
@@ -173,6 +187,7 @@ func (s *State) finish(index uint64, c Command) Result {
 		}
 	case Done:
 		v.Failures, v.BreakerUntil, v.BreakerReason = 0, time.Time{}, ""
+		v.Budget.turn(o, c.At)
 	}
 	if f.Avoid != nil && o.Machine != "" {
 		s.Avoid[o.Machine] = *f.Avoid
@@ -187,6 +202,45 @@ func (s *State) finish(index uint64, c Command) Result {
 	}
 	s.tell(index, c, Event{Kind: string(o.Kind) + "_" + string(f.Outcome), Service: o.Service, Op: o.ID, Machine: o.Machine, From: o.From, To: f.To, Reason: f.Reason})
 	return Result{Index: index, Op: o.ID}
+}
+
+// touch remembers the machine of an operation that ends.
+func (s *State) touch(o *Op, now time.Time) {
+	s.Touched = slices.DeleteFunc(s.Touched, func(t Touch) bool {
+		return t.Machine == o.Machine || now.Sub(t.At) > touchedFor
+	})
+	if o.Machine != "" {
+		s.Touched = append(s.Touched, Touch{o.Service, o.Machine, now})
+	}
+}
+
+func (s *State) wait(index uint64, c Command) Result {
+	o := s.Ops[c.Wait.Op]
+	if o == nil {
+		return reject(index, NoSuch, fmt.Sprintf("operation %s is not open", c.Wait.Op))
+	}
+	was := o.Waits
+	o.Waits = c.Wait.Reason
+	switch {
+	case was == "" && o.Waits != "":
+		o.Waited++
+		s.tell(index, c, Event{Kind: "wait", Service: o.Service, Op: o.ID, Machine: o.Machine, From: o.From, To: o.To, Reason: o.Waits})
+	case was != "" && o.Waits == "":
+		o.StepAt = c.At
+		s.tell(index, c, Event{Kind: "go_on", Service: o.Service, Op: o.ID, Machine: o.Machine, From: o.From, To: o.To, Reason: "no more: " + was})
+	}
+	return Result{Index: index, Op: o.ID}
+}
+
+func (s *State) meter(index uint64, c Command) Result {
+	m := c.Meter
+	if m.Service == "" || m.Running < 0 {
+		return reject(index, BadEntry, fmt.Sprintf("meter %d machines of %q", m.Running, m.Service))
+	}
+	b := &s.service(m.Service).Budget
+	*b = b.Until(c.At)
+	b.Running = m.Running
+	return Result{Index: index}
 }
 
 func (s *State) pause(index uint64, c Command) Result {

@@ -31,6 +31,8 @@ type Command struct {
 	Admit   *Admit   `json:"admit,omitempty"`
 	Revoke  *Revoke  `json:"revoke,omitempty"`
 	Note    *Note    `json:"note,omitempty"`
+	Wait    *Wait    `json:"wait,omitempty"`
+	Meter   *Meter   `json:"meter,omitempty"`
 }
 
 // Elect announces a new leader; a lower term than the newest is stale.
@@ -49,6 +51,7 @@ type Begin struct {
 	Code    string    `json:"code"`
 	Reason  string    `json:"reason"`
 	Manual  bool      `json:"manual,omitempty"`
+	Rule    bool      `json:"rule,omitempty"`    // a rule asked for it: it counts as a turn of direction
 	Trigger *Addition `json:"trigger,omitempty"` // remembered against "no improvement"
 }
 
@@ -61,6 +64,9 @@ type Advance struct {
 	Name    string `json:"name,omitempty"`    // sets it if not empty
 	Detail  string `json:"detail,omitempty"`
 	Tries   int    `json:"tries,omitempty"`
+	Region  string `json:"region,omitempty"` // sets it if not empty
+	Avoid   *Avoid `json:"avoid,omitempty"`  // of the machine that the operation had
+	Drop    bool   `json:"drop,omitempty"`   // the operation turns from the machine that it had
 }
 
 // Outcome is how an operation ended.
@@ -82,6 +88,19 @@ type Finish struct {
 	CooldownUntil time.Time `json:"cooldown_until,omitzero"`
 	BreakerUntil  time.Time `json:"breaker_until,omitzero"`
 	Avoid         *Avoid    `json:"avoid,omitempty"` // of the operation's machine
+}
+
+// Wait holds an operation until something outside, a deploy, is over; an empty
+// reason lets it go on. The clock of its step then starts anew.
+type Wait struct {
+	Op     string `json:"op"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Meter says how many machines of a service cost from now on.
+type Meter struct {
+	Service string `json:"service"`
+	Running int    `json:"running"`
 }
 
 // Pause stops scaling of a service until a time.

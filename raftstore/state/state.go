@@ -29,6 +29,7 @@ type State struct {
 	Ops      map[string]*Op      `json:"ops"`      // open ones by ID
 	Admitted map[string]string   `json:"admitted"` // machine -> boot ID that may be ready
 	Avoid    map[string]Avoid    `json:"avoid"`    // machines not to be chosen for a while
+	Touched  []Touch             `json:"touched"`  // machines of operations that ended of late, oldest first
 	Events   []Event             `json:"events"`   // oldest first
 	Seen     []Seen              `json:"seen"`     // newest requests, oldest first
 }
@@ -47,6 +48,7 @@ type Service struct {
 	Failures      int        `json:"failures,omitempty"`     // operations failed in a row
 	BreakerUntil  time.Time  `json:"breaker_until,omitzero"` // no new operation before
 	BreakerReason string     `json:"breaker_reason,omitempty"`
+	Budget        Budget     `json:"budget,omitzero"`
 }
 
 // Manual is a size that a person asked for and that is not reached yet.
@@ -69,6 +71,17 @@ type Avoid struct {
 	Until  time.Time `json:"until"`
 	Reason string    `json:"reason"`
 }
+
+// Touch is a machine whose operation has ended. For some time a listing may
+// still show what was before it.
+type Touch struct {
+	Service string    `json:"service"`
+	Machine string    `json:"machine"`
+	At      time.Time `json:"at"`
+}
+
+// touchedFor is how long a Touch is kept; listings lag by seconds.
+const touchedFor = 2 * time.Minute
 
 // Seen is the outcome of one request ID.
 type Seen struct {
@@ -123,6 +136,10 @@ type Op struct {
 	Tries   int       `json:"tries"`             // calls made in this step
 	Detail  string    `json:"detail,omitempty"`  // newest remark: the last error, what it waits for
 	Crossed int       `json:"crossed,omitempty"` // leader changes that it survived
+	Region  string    `json:"region,omitempty"`  // where its machine is to be created; empty: where the template is
+	Rule    bool      `json:"rule,omitempty"`    // a rule asked for it
+	Waits   string    `json:"waits,omitempty"`   // what it waits for before it goes on; empty: nothing
+	Waited  int       `json:"waited,omitempty"`  // how often it had to
 }
 
 // Event is one line of `agentctl events`.
@@ -158,6 +175,7 @@ func (s *State) Clone() *State {
 			w.Manual = &m
 		}
 		w.Additions = slices.Clone(v.Additions)
+		w.Budget.Reversals = slices.Clone(v.Budget.Reversals)
 		c.Services[k] = &w
 	}
 	c.Ops = make(map[string]*Op, len(s.Ops))
@@ -167,6 +185,7 @@ func (s *State) Clone() *State {
 	}
 	c.Admitted = maps.Clone(s.Admitted)
 	c.Avoid = maps.Clone(s.Avoid)
+	c.Touched = slices.Clone(s.Touched)
 	c.Events = slices.Clone(s.Events)
 	c.Seen = slices.Clone(s.Seen)
 	return &c

@@ -121,7 +121,11 @@ func command(t *rapid.T) Command {
 	}
 	op := fmt.Sprintf("1-%d-%d", rapid.IntRange(1, 4).Draw(t, "op term"), rapid.IntRange(1, 40).Draw(t, "op index"))
 	steps := []Step{StepIntent, StepStarting, StepCreating, StepBooting, StepWarming, StepCordon, StepDrain, StepStopping, StepUndo}
-	switch rapid.IntRange(0, 10).Draw(t, "kind") {
+	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	case 11:
+		c.Wait = &Wait{Op: op, Reason: rapid.SampledFrom([]string{"", "a deploy"}).Draw(t, "waits")}
+	case 12:
+		c.Meter = &Meter{Service: svc, Running: rapid.IntRange(-1, 3).Draw(t, "running")}
 	case 0:
 		c.Elect = &Elect{Machine: m, Epoch: 1}
 	case 1, 2:
