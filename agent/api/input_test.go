@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"bytes"
 	"encoding/json"
 	"net"
@@ -118,7 +119,9 @@ func FuzzBody(f *testing.F) {
 		f.Fatal(err)
 	}
 	go s.Run(f.Context())
-	c := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) }}}
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
 	f.Fuzz(func(t *testing.T, i uint8, body []byte) {
 		p := paths[int(i)%len(paths)]
 		status, b := raw(t, c, "http://agent", "POST", p, string(body))

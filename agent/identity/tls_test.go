@@ -11,6 +11,8 @@ import (
 
 // handshake connects two configs over loopback, one byte each way, and returns
 // both ends' errors and what the server saw of the client.
+//
+//lint:ignore ST1008 the errors are the result here
 func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, seen, met tls.ConnectionState) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

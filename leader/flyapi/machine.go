@@ -49,6 +49,7 @@ func toMachine(app string, w wireMachine) leader.Machine {
 	}
 	// A scheduled or self-destroying machine is somebody's job, not a server.
 	m.Special = strings.HasPrefix(m.Group, reservedGroups) || w.IsReleaseCommandMachine() || cfg.Schedule != "" || cfg.AutoDestroy
+	//lint:ignore SA1019 machines of older configs still carry it
 	off := cfg.DisableMachineAutostart != nil && *cfg.DisableMachineAutostart
 	for _, s := range cfg.Services {
 		m.Autostop = m.Autostop || s.Autostop != nil && *s.Autostop != fly.MachineAutostopOff
