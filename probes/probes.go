@@ -55,7 +55,18 @@ type Reading struct {
 
 	Ready    *bool    // whether the source takes traffic; nil: it does not say
 	Reason   string   // why it is not ready
+	Warm     *bool    // whether a real request was answered in this life of the app; nil: it does not say
 	Problems []string // why a field that the source should know is absent
+	Facts    []Fact   // what else is known, for people: no rule reads it
+}
+
+// Fact is one thing that a source tells and no field of the report holds: an
+// eviction rate, a role. Names are from a closed set for each probe.
+type Fact struct {
+	Probe string // set by the Runner
+	Name  string // snake_case with its unit, as a metric's
+	Value report.Value
+	Text  string // instead of a number, from a closed set: "master"
 }
 
 // NotReady returns a Reading that says only that the source takes no traffic.

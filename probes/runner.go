@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ type Runner struct {
 
 type result struct {
 	at      time.Time // end of the probe; zero: none yet
+	count   uint64    // of results so far
 	reading Reading
 	err     error
 }
@@ -102,7 +104,7 @@ func (r *Runner) loop(ctx context.Context, i int) {
 			return
 		}
 		r.mu.Lock()
-		r.results[i] = result{at: time.Now(), reading: reading, err: err}
+		r.results[i] = result{at: time.Now(), count: r.results[i].count + 1, reading: reading, err: err}
 		r.mu.Unlock()
 
 		// One line when a probe starts to fail and one when it recovers.
@@ -122,9 +124,27 @@ func (r *Runner) loop(ctx context.Context, i int) {
 	}
 }
 
+// Looks returns how often every probe that readiness needs has answered or
+// failed: it grows by one when all of them have a newer result.
+func (r *Runner) Looks() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	looks, any := uint64(math.MaxUint64), false
+	for i, s := range r.probes {
+		if s.Ready {
+			looks, any = min(looks, r.results[i].count), true
+		}
+	}
+	if !any {
+		return 0
+	}
+	return looks
+}
+
 // Collect merges the newest results. Ready is nil when no probe is needed for
 // readiness, else it says whether all of those succeed, and Reason names the
-// first that does not. The problems name the probe and what is missing;
+// first that does not. Warm is nil when no probe says it, else whether all of those
+// that do are. The problems name the probe and what is missing;
 // Reading.Problems is empty.
 func (r *Runner) Collect() (Reading, []string) {
 	r.mu.Lock()
@@ -147,8 +167,20 @@ func (r *Runner) Collect() (Reading, []string) {
 		}
 		m := res.reading
 		if res.err != nil {
+			warm := m.Warm
 			m = NotReady(res.err.Error())
 			m.Problems = []string{res.err.Error()}
+			if warm != nil {
+				m.Warm = m.Ready // one that ever spoke of it does not know now
+			}
+		}
+		for _, f := range m.Facts {
+			f.Probe = name
+			all.Facts = append(all.Facts, f)
+		}
+		if m.Warm != nil && (all.Warm == nil || *all.Warm) {
+			warm := *m.Warm
+			all.Warm = &warm
 		}
 		for _, p := range m.Problems {
 			problems = append(problems, name+": "+p)

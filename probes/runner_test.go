@@ -212,3 +212,31 @@ func TestNewRunnerRefuses(t *testing.T) {
 		t.Errorf("two sources of cpu were refused: %v", err)
 	}
 }
+
+// What a probe tells beside the report's fields comes through with its name;
+// warm is only said where some probe says it, and all must agree.
+func TestFactsWarmAndLooks(t *testing.T) {
+	model := &source{name: "model", probe: func(_ context.Context, n int) (Reading, error) {
+		return Reading{Ready: ready(true), Warm: ready(n > 1), Facts: []Fact{{Name: "dimension", Value: report.Of(384)}}}, nil
+	}}
+	plain := &source{name: "plain", probe: says(Reading{Facts: []Fact{{Name: "role", Text: "primary"}}})}
+	slow := every(plain, true)
+	slow.Every = 20 * time.Second
+	run(t, func(t *testing.T, r *Runner) {
+		facts := []Fact{{Probe: "model", Name: "dimension", Value: report.Of(384)}, {Probe: "plain", Name: "role", Text: "primary"}}
+		want(t, r, Reading{Ready: ready(true), Warm: ready(false), Facts: facts})
+		if n := r.Looks(); n != 1 {
+			t.Errorf("%d looks after one each", n)
+		}
+		time.Sleep(6 * time.Second)
+		want(t, r, Reading{Ready: ready(true), Warm: ready(true), Facts: facts})
+		if n := r.Looks(); n != 1 {
+			t.Errorf("%d looks, but the slow one has answered once", n)
+		}
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		if n := r.Looks(); n != 2 {
+			t.Errorf("%d looks after two of the slow one", n)
+		}
+	}, every(model, true), slow)
+}

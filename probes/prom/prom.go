@@ -11,6 +11,7 @@
 package prom
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,9 +21,6 @@ import (
 	"flymesh/probes"
 	"flymesh/probes/report"
 )
-
-// window is the time that counts and the sketch cover.
-const window = time.Minute
 
 // startSlack is how far a start time may be off: it is rounded, and some
 // servers compute it from the kernel's boot time.
@@ -38,12 +36,14 @@ type Options struct {
 	InFlight string // gauge
 	Queue    string // gauge
 	Scope    report.QueueScope
+	Window   time.Duration // that counts and the sketch cover; default a minute
 }
 
 // Prom is the prober. It is used from one goroutine.
 type Prom struct {
 	name, url string
 	scope     report.QueueScope
+	window    time.Duration
 	fields    probes.Field
 	client    *http.Client
 
@@ -65,7 +65,7 @@ type slot struct {
 
 // New checks the selectors and returns the prober.
 func New(o Options) (*Prom, error) {
-	p := &Prom{name: o.Name, url: o.URL, scope: o.Scope, client: &http.Client{Transport: &http.Transport{}}}
+	p := &Prom{name: o.Name, url: o.URL, scope: o.Scope, window: cmp.Or(o.Window, time.Minute), client: &http.Client{Transport: &http.Transport{}}}
 	if p.name == "" {
 		p.name = "prometheus"
 	}
@@ -122,7 +122,7 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 	started := s.started()
 	restarted := started != p.started
 	began := time.UnixMilli(int64(1000 * started))
-	if now.Sub(p.at) > window || restarted && began.Before(p.at.Add(-startSlack)) {
+	if now.Sub(p.at) > p.window || restarted && began.Before(p.at.Add(-startSlack)) {
 		// The first scrape, one after a long gap, or one of another server: it
 		// ran before the last scrape, so its counts are not of since then.
 		p.histogram, p.counters, p.slots, restarted = nil, [2]map[string]float64{}, nil, false
@@ -143,7 +143,7 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 	var errorsErr error
 	d.errors, errorsErr = p.counter(s, 1, p.errors, restarted)
 	p.slots = append(p.slots, d)
-	for now.Sub(p.slots[0].at) >= window {
+	for now.Sub(p.slots[0].at) >= p.window {
 		p.slots = p.slots[1:]
 	}
 
