@@ -15,6 +15,7 @@ import (
 
 const (
 	controlEvery = 500 * time.Millisecond
+	settleEvery  = 50 * time.Millisecond
 	surveyEvery  = 2 * time.Second  // while nothing has to change
 	aliveWithin  = 5 * time.Second  // since the newest answer of a server that counts as alive
 	fatesEvery   = 5 * time.Second  // between questions about silent servers
@@ -34,11 +35,16 @@ type control struct {
 	heard    map[string]heard
 	leaving  map[string]time.Time   // machine, or machine.boot, -> until
 	recorded map[string]epoch.Voter // by server ID, as the record had them when this leadership began
-	written  []epoch.Voter          // in the record by this leadership; nil: not yet
-	writing  bool                   // a write of the record is under way
-	fewFrom  time.Time              // since when eligible machines are too few; zero: they are not
-	fatesAt  time.Time
-	proven   map[string]bool // server IDs
+	// pending is the voter whose change may not have reached every living
+	// voter; pendingAt is the log index at which it has.
+	pending   epoch.Voter
+	pendingAt uint64
+	taken     bool          // takeOver has read the record; only the loop uses it
+	written   []epoch.Voter // in the record by this leadership; nil: not yet
+	writing   bool          // a write of the record is under way
+	fewFrom   time.Time     // since when eligible machines are too few; zero: they are not
+	fatesAt   time.Time
+	proven    map[string]bool // server IDs
 }
 
 // heard is the newest that a server said of itself.
@@ -69,6 +75,13 @@ func (c *control) run() {
 			c.s.log.Warn("cannot change membership", "error", err)
 		}
 		if made && err == nil {
+			continue
+		}
+		if c.isPending() && err == nil {
+			select {
+			case <-time.After(settleEvery):
+			case <-ctx.Done():
+			}
 			continue
 		}
 		for idle := controlEvery; ; idle += controlEvery {
@@ -120,10 +133,12 @@ func (c *control) quiet() bool {
 func (c *control) round(ctx context.Context) (bool, error) {
 	// Read the index first: if it is older than the servers, raft refuses the change.
 	index, servers := c.l.in.fsm.configuration(), c.l.in.servers()
+	blind := c.takeOver(ctx)
 	r := c.survey(ctx, servers)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
+	r.unsettled = r.unsettled || blind != nil
 	ch := r.next()
 	if ch.kind == stepNone {
 		if err := c.syncRecord(ctx, servers); err != nil {
@@ -140,8 +155,9 @@ func (c *control) round(ctx context.Context) (bool, error) {
 
 // make carries out one change. The record holds every server that may count
 // for a majority before it does, so that no recovery overlooks one: a change
-// of voters is recorded as pending first. Without that record no voter is
-// added, and none removed from an even number, whose half would pass for lost.
+// of voters is recorded as pending first, and until every living voter has it.
+// Without that record no voter is added, and none removed from an even number,
+// whose half would pass for lost.
 func (c *control) make(ctx context.Context, servers []raft.Server, index uint64, ch change) error {
 	var target raft.Server
 	voters := 0
@@ -153,8 +169,11 @@ func (c *control) make(ctx context.Context, servers []raft.Server, index uint64,
 			target = srv
 		}
 	}
-	if ch.kind == stepPromote || ch.kind == stepRemove && target.Suffrage == raft.Voter {
-		if err := c.record(ctx, servers, ch.id); err != nil && (ch.kind == stepPromote || voters%2 == 0) {
+	ofVoters := ch.kind == stepPromote || ch.kind == stepRemove && target.Suffrage == raft.Voter
+	if ofVoters {
+		c.setPending(ch.id)
+		if err := c.syncRecord(ctx, servers); err != nil && (ch.kind == stepPromote || voters%2 == 0) {
+			c.setPending("")
 			return err
 		}
 	}
@@ -169,15 +188,32 @@ func (c *control) make(ctx context.Context, servers []raft.Server, index uint64,
 			return rf.RemoveServer(target.ID, index, changeLimit).Error()
 		}
 	})
-	if err != nil {
-		return err
+	if ofVoters {
+		c.mu.Lock()
+		c.pendingAt = rf.LastIndex() // where the change is, or after it
+		c.mu.Unlock()
 	}
-	if ch.kind != stepAdd {
-		if err := c.syncRecord(ctx, c.l.in.servers()); err != nil {
-			c.s.log.Warn("epoch record is behind the voters", "error", err)
-		}
+	return err
+}
+
+// setPending marks the change of a server as pending; empty: none.
+func (c *control) setPending(id string) {
+	peers := map[string]Peer{}
+	for _, p := range c.s.o.Peers.Peers() {
+		peers[p.Machine] = p
 	}
-	return nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pending, c.pendingAt = epoch.Voter{}, 0
+	if id != "" {
+		c.pending = c.describe(id, peers)
+	}
+}
+
+func (c *control) isPending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending.Machine != ""
 }
 
 func (c *control) wait(ctx context.Context, f func() error) error {

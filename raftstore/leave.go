@@ -89,13 +89,7 @@ func (s *Store) leave() {
 		return
 	}
 	if l := s.leading(); l != nil {
-		voters := 0
-		for _, srv := range servers {
-			if srv.Suffrage == raft.Voter {
-				voters++
-			}
-		}
-		if voters < 2 {
+		if !s.successor(l) {
 			return
 		}
 		if err := s.transfer(s.ctx, l); err != nil {
@@ -129,6 +123,37 @@ func (s *Store) leave() {
 
 func (s *Store) askToRemove(ctx context.Context, in *instance, hostport, leader string) error {
 	return s.order(ctx, hostport, request{kind: kindLeave, epoch: in.epoch, cluster: in.cluster, target: leader, own: in.server})
+}
+
+// successor waits, where the leader is the only voter, until a stand-by is
+// another, and reports whether there is one.
+func (s *Store) successor(l *leadership) bool {
+	l.control.poke()
+	end := time.NewTimer(leaveTimeout)
+	defer end.Stop()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		voters, servers := 0, l.in.servers()
+		for _, srv := range servers {
+			if srv.Suffrage == raft.Voter {
+				voters++
+			}
+		}
+		switch {
+		case voters == len(servers) && voters < 2:
+			return false
+		case voters >= 2:
+			return true
+		}
+		select {
+		case <-t.C:
+		case <-end.C:
+			return false
+		case <-l.Context.Done():
+			return false
+		}
+	}
 }
 
 // order makes a request and waits until it is carried out.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -11,18 +12,13 @@ import (
 	"flymesh/raftstore/epoch"
 )
 
-// syncRecord makes the record's voters those of the configuration.
+// syncRecord makes the record's voters those of the configuration, and the one
+// whose change is pending, if this leadership has not written the same before.
 func (c *control) syncRecord(ctx context.Context, servers []raft.Server) error {
-	return c.record(ctx, servers, "")
-}
-
-// record writes the voters into the record, with the change of one of them
-// pending, if this leadership has not written the same before.
-func (c *control) record(ctx context.Context, servers []raft.Server, pending string) error {
 	if c.s.o.Arbiter == nil {
 		return nil
 	}
-	want := c.recordVoters(servers, pending)
+	want := c.recordVoters(servers)
 	c.mu.Lock()
 	same := c.written != nil && slices.Equal(c.written, want)
 	c.writing = !same
@@ -41,6 +37,32 @@ func (c *control) record(ctx context.Context, servers []raft.Server, pending str
 	return err
 }
 
+// takeOver reads, once in a leadership, what an earlier leader recorded: who
+// the voters are, and a change that may not have reached all of them.
+func (c *control) takeOver(ctx context.Context) error {
+	if c.s.o.Arbiter == nil || c.taken {
+		return nil
+	}
+	r, err := c.s.readRecord(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken = true
+	if !r.Names(c.l.Epoch, c.l.in.cluster) {
+		return nil
+	}
+	for _, v := range r.Voters {
+		if v.Pending {
+			v.Pending = false
+			c.pending, c.pendingAt = v, c.l.in.raft.LastIndex()
+		}
+		c.recorded[v.ID()] = v
+	}
+	return nil
+}
+
 // compare notes when the record does not hold what this leadership wrote last:
 // an earlier leader's write came late. The next round writes it again.
 func (c *control) compare(r epoch.Record) {
@@ -57,7 +79,7 @@ func (c *control) compare(r epoch.Record) {
 // a later epoch. Nil voters: those of the configuration.
 func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 	if voters == nil {
-		voters = c.recordVoters(c.l.in.servers(), "")
+		voters = c.recordVoters(c.l.in.servers())
 	}
 	now, err := c.s.readRecord(ctx)
 	if err != nil {
@@ -65,14 +87,6 @@ func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 	}
 	if !now.Names(c.l.Epoch, c.l.in.cluster) && now.Epoch >= c.l.Epoch {
 		return fmt.Errorf("write the epoch record: %w: %s", ErrDeposed, now.Cluster)
-	}
-	if now.Names(c.l.Epoch, c.l.in.cluster) {
-		c.mu.Lock()
-		for _, v := range now.Voters {
-			v.Pending = false
-			c.recorded[v.ID()] = v
-		}
-		c.mu.Unlock()
 	}
 	rec := epoch.Record{
 		Epoch: c.l.Epoch, Cluster: c.l.in.cluster, Founder: now.Founder, Voters: voters, At: time.Now().UTC(),
@@ -101,8 +115,23 @@ func (c *control) writeRecord(ctx context.Context, voters []epoch.Voter) error {
 	return nil
 }
 
+// describe says who a server is, as well as is known; the caller holds mu.
+func (c *control) describe(id string, peers map[string]Peer) epoch.Voter {
+	v := epoch.Voter{Machine: machineOf(id), Boot: bootOf(id)}
+	if id == c.l.in.server {
+		v.App, v.BootAt, v.Durable = c.s.o.Self.App, c.s.o.Self.BootAt, c.s.o.DataDir != ""
+	} else if h := c.heard[id].voter; h.Machine != "" {
+		v = h
+	} else if r := c.recorded[id]; r.Machine != "" {
+		v = r
+	} else if p := peers[v.Machine]; p.Boot == rootBoot(v.Boot) {
+		v.App, v.BootAt = p.App, p.BootAt
+	}
+	return v
+}
+
 // recordVoters describes the voters, and the one whose change is pending.
-func (c *control) recordVoters(servers []raft.Server, pending string) []epoch.Voter {
+func (c *control) recordVoters(servers []raft.Server) []epoch.Voter {
 	peers := map[string]Peer{}
 	for _, p := range c.s.o.Peers.Peers() {
 		peers[p.Machine] = p
@@ -110,29 +139,18 @@ func (c *control) recordVoters(servers []raft.Server, pending string) []epoch.Vo
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var l []epoch.Voter
-	for _, srv := range servers {
-		id := string(srv.ID)
-		if srv.Suffrage != raft.Voter && id != pending {
-			continue
-		}
-		v := epoch.Voter{Machine: machineOf(id), Boot: bootOf(id)}
-		if id == c.l.in.server {
-			v.App, v.BootAt, v.Durable = c.s.o.Self.App, c.s.o.Self.BootAt, c.s.o.DataDir != ""
-		} else if h := c.heard[id].voter; h.Machine != "" {
-			v = h
-		} else if r := c.recorded[id]; r.Machine != "" {
-			v = r
-		} else if p := peers[v.Machine]; p.Boot == rootBoot(v.Boot) {
-			v.App, v.BootAt = p.App, p.BootAt
-		}
-		v.Pending = id == pending
+	if c.pending.Machine != "" {
+		v := c.pending
+		v.Pending = true
 		l = append(l, v)
 	}
-	slices.SortFunc(l, func(a, b epoch.Voter) int {
-		if a.Machine < b.Machine {
-			return -1
+	for _, srv := range servers {
+		if id := string(srv.ID); srv.Suffrage == raft.Voter && id != c.pending.ID() {
+			l = append(l, c.describe(id, peers))
 		}
-		return 1
+	}
+	slices.SortFunc(l, func(a, b epoch.Voter) int {
+		return strings.Compare(a.ID(), b.ID())
 	})
 	return l
 }

@@ -54,7 +54,7 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := roster{silentAfter: s.o.SilentAfter}
+	r := roster{silentAfter: s.o.SilentAfter, going: s.isClosing()}
 	var silent []epoch.Voter
 	eligible := 0
 	for _, srv := range servers {
@@ -119,6 +119,17 @@ func (c *control) survey(ctx context.Context, servers []raft.Server) roster {
 		c.fewFrom = time.Time{}
 	} else if c.fewFrom.IsZero() {
 		c.fewFrom = now
+	}
+	if c.pending.Machine != "" {
+		for _, v := range r.servers {
+			h := c.heard[v.id]
+			if v.voter && !v.self && v.alive && (!h.at.Equal(now) || h.last < c.pendingAt) {
+				r.unsettled = true
+			}
+		}
+		if !r.unsettled {
+			c.pending = epoch.Voter{}
+		}
 	}
 	r.shrink = !c.fewFrom.IsZero() && now.Sub(c.fewFrom) >= s.o.ShrinkAfter
 	if len(silent) > 0 && s.o.Arbiter != nil && now.Sub(c.fatesAt) >= fatesEvery {

@@ -32,6 +32,8 @@ type roster struct {
 	candidates  []candidate // that answered and are in no cluster, best first
 	others      int         // living eligible machines outside raft
 	silentAfter time.Duration
+	unsettled   bool // the newest change of voters has not reached every living one
+	going       bool // the leader is about to leave: a successor matters more than odd numbers
 	shrink      bool // eligible machines have been too few for long enough
 }
 
@@ -67,9 +69,12 @@ func wantVoters(eligible int) int {
 // next chooses the one change to make now. PURE. A voter is removed only if
 // the living others are a majority of the current configuration; one that
 // lives and leaves, if they are a majority of the configuration without it.
+// None is promoted while a living voter lacks entries: hashicorp/raft refuses
+// votes to a server that the voter does not yet know as one, so a leader lost
+// in between could leave voters that never elect.
 func (r roster) next() change {
 	var voters, standbys []server
-	living, eligible := 0, r.others
+	living, behind, eligible := 0, 0, r.others
 	for _, s := range r.servers {
 		if !s.voter {
 			if !s.self && (s.dead || s.leaving || s.silent >= r.silentAfter) {
@@ -80,6 +85,9 @@ func (r roster) next() change {
 			voters = append(voters, s)
 			if s.alive {
 				living++
+			}
+			if s.alive && !s.self && !s.caughtUp {
+				behind++
 			}
 		}
 		if s.alive && !s.leaving {
@@ -96,6 +104,7 @@ func (r roster) next() change {
 			others--
 		}
 		switch {
+		case r.unsettled:
 		case (s.dead || !s.alive && s.silent >= r.silentAfter) && others >= n/2+1,
 			s.leaving && others >= (n-1)/2+1:
 			return change{stepRemove, s.id, "", "voter is " + s.state()}
@@ -112,14 +121,14 @@ func (r roster) next() change {
 	if need > 0 {
 		// From an odd number only when the next odd one is in reach.
 		enough := 1
-		if n%2 == 1 {
+		if n%2 == 1 && !r.going {
 			enough = 2
 		}
-		if len(ready) >= enough && living+1 >= (n+1)/2+1 {
+		if !r.unsettled && behind == 0 && len(ready) >= enough && living+1 >= (n+1)/2+1 {
 			return change{stepPromote, ready[0].id, "", "too few voters"}
 		}
 	}
-	if n > want && living == n && n > 1 && (r.shrink || n%2 == 0 && n > 2) {
+	if !r.unsettled && n > want && living == n && n > 1 && (r.shrink || n%2 == 0 && n > 2) {
 		i := slices.IndexFunc(voters, func(s server) bool { return !s.self })
 		return change{stepRemove, voters[i].id, "", "more voters than eligible machines justify"}
 	}
