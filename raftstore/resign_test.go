@@ -17,6 +17,7 @@ func TestLeaderDiesWithinAChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, 3, raftstore.Default)
 		var leader, old, added string
+		chosen := make(chan struct{})
 		s.reg.Watch(func(_, after epoch.Record) {
 			if len(after.Voters) != 3 || leader != "" {
 				return
@@ -33,11 +34,10 @@ func TestLeaderDiesWithinAChange(t *testing.T) {
 			}
 			s.net.Cut(leader+":7947", old+":7947")
 			s.net.Cut(old+":7947", leader+":7947")
+			close(chosen)
 		})
 		s.startAll()
-		for leader == "" {
-			time.Sleep(time.Millisecond)
-		}
+		<-chosen
 		time.Sleep(100 * time.Millisecond)
 		for _, m := range s.machines {
 			if m.id == leader {
