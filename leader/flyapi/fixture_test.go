@@ -12,6 +12,7 @@ import (
 	fly "github.com/superfly/fly-go"
 
 	"flymesh/leader/flyapi/flytest"
+	"flymesh/leader/flyapi/flytest/openapi"
 )
 
 const (
@@ -74,6 +75,7 @@ func emulator(t *testing.T, o flytest.Options) *flytest.Server {
 	if o.Tokens == nil {
 		o.Tokens = map[string]string{testApp: testToken}
 	}
+	judge(t, &o)
 	s, err := flytest.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +86,22 @@ func emulator(t *testing.T, o flytest.Options) *flytest.Server {
 		}
 	})
 	return s
+}
+
+// judge makes all traffic with the emulator be compared with Fly's OpenAPI document.
+func judge(t *testing.T, o *flytest.Options) {
+	t.Helper()
+	d, err := openapi.Load("flytest/testdata/machines-openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := openapi.NewJudge(d, openapi.KnownErrors())
+	o.Watch = j.Watch
+	t.Cleanup(func() {
+		for _, p := range j.Problems() {
+			t.Errorf("not as documented: %s", p)
+		}
+	})
 }
 
 // seed makes a machine as a deploy would have, and waits until it runs.

@@ -1,6 +1,7 @@
 package flytest
 
 import (
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -26,6 +27,20 @@ type Request struct {
 	RequestID  string    `json:"request_id"`
 	DurationMS float64   `json:"duration_ms"` // -1: still under way
 	Fault      string    `json:"fault,omitempty"`
+}
+
+// Exchange is a request to the Machines API and its answer, bodies included.
+type Exchange struct {
+	Method      string
+	Path        string
+	Query       url.Values
+	Action      string // empty: no such route
+	By          string
+	RequestBody []byte
+	Status      int    // 0: no answer
+	ContentType string // of the answer
+	Body        []byte // of the answer
+	Fault       bool   // the answer is a fault's, not the emulator's
 }
 
 type audit struct {

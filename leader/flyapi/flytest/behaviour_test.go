@@ -23,6 +23,7 @@ import (
 // it in a bubble, where waiting takes no time.
 func bubble(t *testing.T, o flytest.Options, test func(t *testing.T, s *flytest.Server, c *flaps.Client)) {
 	t.Helper()
+	judged(t, &o)
 	synctest.Test(t, func(t *testing.T) {
 		o.Apps = append(o.Apps, "web")
 		s, err := flytest.New(o)

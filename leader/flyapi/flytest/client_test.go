@@ -22,6 +22,12 @@ import (
 // client of it.
 func newServer(t *testing.T, o flytest.Options) (*flytest.Server, *flaps.Client) {
 	t.Helper()
+	judged(t, &o)
+	return serverAndClient(t, o)
+}
+
+func serverAndClient(t *testing.T, o flytest.Options) (*flytest.Server, *flaps.Client) {
+	t.Helper()
 	o.Apps = append(o.Apps, "web")
 	s, err := flytest.New(o)
 	if err != nil {

@@ -22,6 +22,7 @@ type MachineInfo struct {
 	State      string `json:"state"`
 	InstanceID string `json:"instance_id"`
 	PrivateIP  string `json:"private_ip"`
+	Host       string `json:"host"` // ok | unknown | unreachable
 	Cordoned   bool   `json:"cordoned"`
 	Op         string `json:"op,omitempty"` // metadata flymesh_op: the operation that created it
 	Accounting string `json:"accounting"`   // how its CPU is limited and measured
@@ -52,7 +53,7 @@ func (s *Server) Machines() []MachineInfo {
 func (s *Server) info(m *machine) MachineInfo {
 	i := MachineInfo{
 		ID: m.id, Name: m.name, App: m.app, Group: m.group, Region: m.region, State: m.state,
-		InstanceID: m.instanceID, PrivateIP: m.privateIP, Cordoned: m.cordoned,
+		InstanceID: m.instanceID, PrivateIP: m.privateIP, Host: string(m.host), Cordoned: m.cordoned,
 		Op: m.config.Metadata["flymesh_op"], Accounting: s.Accounting(),
 	}
 	if m.inst != nil {
@@ -133,6 +134,12 @@ func (s *Server) control(r *http.Request, parts []string) (reply, error) {
 			return reply{}, failf(http.StatusBadRequest, "%v", err)
 		}
 		return ok(s.Faults())
+	case "GET deploys":
+		return ok(s.Deploys())
+	case "POST deploys":
+		return s.controlDeploy(r)
+	case "POST autostop":
+		return s.controlAutostop(r)
 	case "POST machines":
 		if len(parts) == 3 {
 			return s.controlMachine(parts[1], parts[2])
@@ -150,6 +157,12 @@ func (s *Server) controlMachine(id, verb string) (reply, error) {
 		err = s.Freeze(id)
 	case "thaw":
 		err = s.Thaw(id)
+	case "migrate":
+		err = s.Migrate(id)
+	case "fail":
+		err = s.FailHost(id)
+	case "restore":
+		err = s.RestoreHost(id)
 	default:
 		err = failf(http.StatusNotFound, "no such control: %s", verb)
 	}

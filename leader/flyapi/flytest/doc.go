@@ -6,6 +6,12 @@
 // testing/synctest bubble; Processes machines are real processes, each with
 // its own loopback address, root filesystem and CPU allowance.
 //
+// Beside the mesh under test there are actors, as on Fly: Deploy is `fly
+// deploy` with its leases and strategies, Autostop is Fly Proxy's own scaling,
+// Migrate, FailHost and RestoreHost are what hosts do. Their requests pass
+// through the same handlers and stand in the audit log under their names, but
+// no token, rate limit or fault concerns them.
+//
 // The contract: New starts nothing but what it was asked for; every method of
 // Server may be called from any goroutine; Close ends every process, listener
 // and goroutine that the Server started, and nothing else. All waiting is done
@@ -35,6 +41,11 @@
 //     machine stays started until the last has ended; on Fly the init would
 //     end it. This keeps the app alive when its agent alone is killed.
 //   - Suspend stops the processes with SIGSTOP; clocks go on.
-//   - The proxy spreads HTTP requests by least requests in flight; it neither
-//     autostarts nor autostops machines and knows no soft or hard limits.
+//   - The proxy spreads HTTP requests by least requests in flight and knows no
+//     hard limit. What counts as load for Autostop are the requests in flight
+//     at the moment of the pass.
+//   - A deploy takes a machine for healthy when the checks of its routes pass,
+//     waits at no other place where flyctl pauses, does not roll back a rolling
+//     deploy that fails (nor does flyctl), and makes no release command machine.
+//   - There is no /.fly/api socket and no OIDC endpoint.
 package flytest

@@ -22,7 +22,7 @@ type leaseData struct {
 	ExpiresAt   int64  `json:"expires_at"`
 	Owner       string `json:"owner"`
 	Description string `json:"description"`
-	Version     string `json:"version"`
+	Version     string `json:"version,omitempty"`
 }
 
 // leaseEnvelope is the body of a lease answer.

@@ -72,7 +72,13 @@ func (f *fleet) boot(m *machine, gen int) {
 	m.turn <- struct{}{}
 	defer func() { <-m.turn }()
 	var b Boot
-	if !f.held(m, gen, func() { b = f.bootOf(m) }) {
+	if !f.held(m, gen, func() {
+		if m.moving {
+			m.moving, m.privateIP = false, f.launcher.Address(m.id)
+		}
+		m.checks = nil
+		b = f.bootOf(m)
+	}) {
 		return
 	}
 	inst, err := f.launcher.Start(f.ctx, b)
@@ -108,7 +114,7 @@ func (f *fleet) watch(m *machine, inst Instance) {
 		return
 	}
 	f.mu.Lock()
-	mine := m.inst == inst && (m.state == fly.MachineStateStarted || m.state == fly.MachineStateSuspended)
+	mine := m.host == fly.HostStatusOk && m.inst == inst && (m.state == fly.MachineStateStarted || m.state == fly.MachineStateSuspended)
 	f.mu.Unlock()
 	if !mine {
 		return

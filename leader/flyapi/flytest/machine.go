@@ -31,6 +31,7 @@ type machine struct {
 	restarts int       // by the restart policy since the last start through the API
 	settled  time.Time // start is refused before
 	since    time.Time // in this state
+	moving   bool      // to another host: a new address at the next boot
 	past     []snapshot
 }
 

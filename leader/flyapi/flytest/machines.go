@@ -65,6 +65,7 @@ func (s *Server) list(c *call) (reply, error) {
 		w := v.wire()
 		if l := m.held(); l != nil && q.Get("include_leases") == "true" {
 			d := l.data(false)
+			d.Version = "" // a listing does not tell
 			w.Lease = &d
 		}
 		if q.Get("summary") == "true" {
@@ -143,6 +144,7 @@ func (s *Server) create(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	m.cordoned = in.SkipServiceRegistration
 	c.machine, c.name = m.id, m.name
 	w := m.wire()
 	if in.LeaseTTL > 0 {

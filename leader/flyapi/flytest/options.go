@@ -17,6 +17,7 @@ type Options struct {
 	NoLimits bool                         // switch the rate limiter off
 	Proxy    Checks                       // health checks that gate the proxy's routes
 	Seed     uint64                       // of IDs and chances; 0: unpredictable
+	Watch    func(Exchange)               // nil, or told each request of the API with its answer; from many goroutines
 	Log      *slog.Logger                 // nil: silent
 }
 

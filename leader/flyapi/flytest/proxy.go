@@ -37,6 +37,7 @@ type Route struct {
 	backends map[string]*backend
 	uses     int
 	refused  int
+	waiting  int // requests for which a machine is being started
 }
 
 // backend is what a route knows of a machine.
@@ -120,11 +121,12 @@ func (r *Route) due() []*backend {
 			}
 			b := r.backends[id]
 			if b == nil {
-				b = &backend{id: id, url: &url.URL{Scheme: "http", Host: net.JoinHostPort(m.privateIP, strconv.Itoa(r.port))}}
+				b = &backend{id: id}
 				r.backends[id] = b
 			}
-			if b.run != m.inst {
+			if b.run != m.inst || b.url == nil {
 				b.run, b.healthy = m.inst, false
+				b.url = &url.URL{Scheme: "http", Host: net.JoinHostPort(m.privateIP, strconv.Itoa(r.port))}
 			}
 			if !b.checking {
 				b.checking = true
@@ -144,10 +146,10 @@ func serves(c *fly.MachineConfig, port int) bool {
 // probe asks one machine for its health.
 func (r *Route) probe(client *http.Client, b *backend) {
 	r.mu.Lock()
-	run := b.run
+	run, at := b.run, b.url
 	r.mu.Unlock()
 	c := r.s.opts.Proxy
-	target := "http://" + net.JoinHostPort(b.url.Hostname(), strconv.Itoa(c.Port)) + c.Path
+	target := "http://" + net.JoinHostPort(at.Hostname(), strconv.Itoa(c.Port)) + c.Path
 	healthy, output := false, ""
 	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, target, nil)
 	if err == nil {
@@ -212,7 +214,6 @@ func (r *Route) pick() *backend {
 		}
 	}
 	if best == nil {
-		r.refused++
 		return nil
 	}
 	r.uses++
@@ -227,6 +228,12 @@ func (r *Route) pick() *backend {
 func (r *Route) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	b := r.pick()
 	if b == nil {
+		b = r.wake(req.Context())
+	}
+	if b == nil {
+		r.mu.Lock()
+		r.refused++
+		r.mu.Unlock()
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		io.WriteString(w, `{"error":"no healthy machine"}`)
@@ -237,9 +244,12 @@ func (r *Route) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		b.inFlight--
 		r.mu.Unlock()
 	}()
+	r.mu.Lock()
+	to := b.url
+	r.mu.Unlock()
 	p := httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
-			pr.SetURL(b.url)
+			pr.SetURL(to)
 			pr.SetXForwarded()
 			pr.Out.Host = pr.In.Host
 		},

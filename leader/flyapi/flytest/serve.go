@@ -2,6 +2,7 @@ package flytest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,6 +19,7 @@ import (
 type call struct {
 	ctx     context.Context
 	r       *http.Request
+	actor   string // empty: somebody under test
 	route   *route
 	app     string
 	id      string // of the machine
@@ -45,21 +47,35 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveControl(w, r)
 		return
 	}
+	s.serve(w, r, "")
+}
+
+// serve answers a request of the Machines API, of an actor or of somebody else.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, actor string) {
 	began := time.Now()
 	requestID := s.ids.ulid(began) + "-emu"
 	w.Header().Set("Fly-Request-Id", requestID)
-	c := &call{ctx: r.Context(), r: r, nonce: r.Header.Get("fly-machine-lease-nonce"), owner: fingerprint(r) + "@flytest"}
+	by := cmp.Or(actor, fingerprint(r))
+	c := &call{ctx: r.Context(), r: r, actor: actor, nonce: r.Header.Get("fly-machine-lease-nonce"), owner: by + "@flytest"}
 	found := c.match(r.Method, r.URL.Path)
 	line := Request{
 		At: began, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, App: c.app, Machine: c.id,
-		By: fingerprint(r), UserAgent: r.UserAgent(), RequestID: requestID,
+		By: by, UserAgent: r.UserAgent(), RequestID: requestID,
 	}
 	if found {
 		line.Action = c.route.action
 	}
 	index := s.audit.begin(line)
 	out := answer{}
+	var rep *reply
 	defer func() {
+		if watch := s.opts.Watch; watch != nil && rep != nil {
+			watch(Exchange{
+				Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Action: line.Action, By: by, RequestBody: c.body,
+				Status: rep.code, ContentType: rep.contentType, Body: rep.raw, Fault: out.faked,
+			})
+		}
+
 		s.audit.update(index, func(l *Request) {
 			l.DurationMS = float64(time.Since(began).Microseconds()) / 1000
 			l.Status, l.Committed, l.Fault, l.Error, l.Name = out.status, out.committed, out.fault, out.err, c.name
@@ -73,8 +89,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "404 page not found", http.StatusNotFound)
 		return
 	}
-	rep := s.answer(c, &out)
+	rep = s.answer(c, &out)
 	if rep == nil || r.Context().Err() != nil {
+		rep = nil
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	}
 	out.status = rep.code
@@ -89,16 +106,17 @@ type answer struct {
 	status    int
 	committed bool
 	fault     string
+	faked     bool // the answer is the fault's
 	err       string
 }
 
 // answer passes a request through the token check, the rate limiter and the
 // faults to its handler. It returns nil where the client gets no answer.
 func (s *Server) answer(c *call, out *answer) *reply {
-	if err := s.authorize(c); err != nil {
+	if err := s.authorize(c); err != nil && c.actor == "" {
 		return errorReply(err, out)
 	}
-	if !s.opts.NoLimits {
+	if !s.opts.NoLimits && c.actor == "" {
 		of := c.id
 		if of == "" {
 			of = c.app
@@ -113,7 +131,13 @@ func (s *Server) answer(c *call, out *answer) *reply {
 		return errorReply(failf(http.StatusBadRequest, "read body: %v", err), out)
 	}
 	c.body = body
-	fault, hit := s.faults.take(c.r.Method, c.r.URL.Path, c.route.action, c.app, c.id)
+	var (
+		fault Fault
+		hit   bool
+	)
+	if c.actor == "" {
+		fault, hit = s.faults.take(c.r.Method, c.r.URL.Path, c.route.action, c.app, c.id)
+	}
 	if hit {
 		out.fault = fault.String()
 		if fault.Late {
@@ -123,6 +147,7 @@ func (s *Server) answer(c *call, out *answer) *reply {
 			return nil
 		}
 		if fault.Drop == "before" || (fault.Status != 0 && fault.Drop == "") {
+			out.faked = true
 			return fault.answer()
 		}
 	}
@@ -140,6 +165,7 @@ func (s *Server) answer(c *call, out *answer) *reply {
 			return nil
 		}
 		if fault.Drop == "after" {
+			out.faked = true
 			return fault.answer()
 		}
 	}
@@ -213,20 +239,19 @@ func errorReply(err error, out *answer) *reply {
 }
 
 func (p *reply) write(w http.ResponseWriter) {
-	raw := p.raw
 	if p.body != nil {
 		var buf bytes.Buffer
 		if err := json.NewEncoder(&buf).Encode(p.body); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		raw, p.contentType = buf.Bytes(), "application/json; charset=utf-8"
+		p.raw, p.contentType = buf.Bytes(), "application/json; charset=utf-8"
 	}
 	if p.contentType != "" {
 		w.Header().Set("Content-Type", p.contentType)
 	}
 	w.WriteHeader(p.code)
-	w.Write(raw) // a client that went away is no error of ours
+	w.Write(p.raw) // a client that went away is no error of ours
 }
 
 // read decodes a JSON body into v; an empty body leaves v as it is.

@@ -18,14 +18,16 @@ import (
 
 // Server is an emulated Machines API with its machines.
 type Server struct {
-	opts   Options
-	log    *slog.Logger
-	ids    *source
-	fleet  *fleet
-	audit  audit
-	faults faults
-	limits limiter
-	cookie string
+	opts    Options
+	log     *slog.Logger
+	ids     *source
+	fleet   *fleet
+	audit   audit
+	faults  faults
+	limits  limiter
+	deploys deploys
+	proxies proxies
+	cookie  string
 
 	mu     sync.Mutex // guards the fields below
 	url    string
@@ -203,20 +205,5 @@ func (s *Server) Await(ctx context.Context, id, state string) error {
 	if err != nil {
 		return fmt.Errorf("await machine %s %s, which is %s: %w", id, state, last, err)
 	}
-	return nil
-}
-
-// SetHost sets the host status of a machine. While it is not ok, its config
-// is incomplete and operations on it answer 503.
-func (s *Server) SetHost(id string, status fly.HostStatus) error {
-	f := s.fleet
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.byID(id)
-	if m == nil {
-		return fmt.Errorf("set host of machine %s: machine not found", id)
-	}
-	m.host = status
-	f.changedMachine(m)
 	return nil
 }
