@@ -100,6 +100,7 @@ func (s *Server) routes(door string) http.Handler {
 		}
 		return func(ctx context.Context) (any, error) { return b.Resume(ctx, q) }, nil
 	}))
+	s.raftRoutes(door, handle)
 	if door != "mesh" {
 		return mux
 	}

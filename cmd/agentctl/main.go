@@ -50,6 +50,7 @@ type cli struct {
 	Scale  scaleCmd  `cmd:"" help:"ask for a size: +N, -N or N machines; bypasses the cooldown, never the cap"`
 	Pause  pauseCmd  `cmd:"" help:"stop scaling a service for a while"`
 	Resume resumeCmd `cmd:"" help:"end a pause"`
+	Raft   raftCmd   `cmd:"" help:"show and steer the agreement between the voters"`
 	Secret secretCmd `cmd:"" help:"make secrets"`
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`
