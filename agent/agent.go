@@ -107,11 +107,7 @@ func open(o Options) (*agent, error) {
 	if a.health, err = newHealth(a, o.Supervisor); err != nil {
 		return nil, err
 	}
-	samples := map[string]int{}
-	for _, s := range o.Config.Services {
-		samples[s.Name] = s.Policy.MinSamples
-	}
-	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, func(s string) int { return samples[s] })
+	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, o.Config.Policy())
 	if err := a.openCloud(o); err != nil {
 		return nil, err
 	}
@@ -288,7 +284,10 @@ func (a *agent) openLeader() {
 		Logger: a.log, Metrics: leader.NewMetrics(a.reg),
 	}
 	for _, s := range a.cfg.Services {
-		o.Services = append(o.Services, leader.Service{Policy: s.Policy, App: s.App, Group: s.Group, Gated: s.Gate == "leader", Owner: s.Owner})
+		o.Services = append(o.Services, leader.Service{
+			Policy: s.Policy, App: s.App, Group: s.Group, Gated: s.Gate == "leader", Owner: s.Owner,
+			Suspend: s.StopMode == "suspend", Regions: s.Regions,
+		})
 	}
 	o.Store, o.Cloud = leaderStore{a.store}, a.cloud
 	a.leader = leader.New(o)

@@ -29,10 +29,15 @@ func (a *agent) leaderStatus(v leader.View) api.Status {
 	now := time.Now()
 	for _, svc := range a.cfg.Services {
 		s.Services = append(s.Services, a.serviceStatus(svc.Name, svc.Policy, v.Input, verdicts[svc.Name], now))
-		if f := v.Input.Facts[svc.Name]; f.APIError != "" {
+		switch f := v.Input.Facts[svc.Name]; {
+		case f.APIError != "":
 			s.Warnings = append(s.Warnings, svc.Name+": "+f.APIError)
-		} else if f.Owner != "" {
+		case f.Owner != "":
 			s.Warnings = append(s.Warnings, svc.Name+": "+f.Owner)
+		case f.Deploy != "":
+			s.Warnings = append(s.Warnings, svc.Name+": a deploy is in progress: "+f.Deploy)
+		case f.Breaker != "":
+			s.Warnings = append(s.Warnings, svc.Name+": the circuit breaker is open: "+f.Breaker)
 		}
 		if p := verdicts[svc.Name].Page; p != "" {
 			s.Warnings = append(s.Warnings, svc.Name+": "+p)

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -100,11 +101,11 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 	if err != nil && FaultOf(err) != Gone {
 		return err
 	}
-	if err != nil || m.State == "stopped" || m.State == "destroyed" || m.State == "suspended" {
+	if err != nil || m.State == "stopped" || m.State == "destroyed" || m.State == "suspended" || m.State == "failed" {
 		d.l.Reports.Leave(op.Machine)
-		return d.finish(ctx, op, state.Done, fmt.Sprintf("stopped %s after the decision", time.Since(op.Began).Round(100*time.Millisecond)), nil)
+		return d.finish(ctx, op, state.Done, fmt.Sprintf("%s %s after the decision", cmp.Or(m.State, "gone"), time.Since(op.Began).Round(100*time.Millisecond)), nil)
 	}
-	if m.State == "stopping" || !d.recall(30*time.Second) {
+	if m.State == "stopping" || m.State == "suspending" || !d.recall(30*time.Second) {
 		return nil
 	}
 	if err := d.mayStop(ctx, s, op); err != nil {
@@ -114,13 +115,21 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 		d.called = time.Time{}
 		return err
 	}
-	switch err := d.l.Cloud.Stop(ctx, s.App, op.Machine, 0); faultOf(err) {
+	if s.Suspend && d.suspends {
+		err = d.l.Cloud.Suspend(ctx, s.App, op.Machine)
+	} else {
+		err = d.l.Cloud.Stop(ctx, s.App, op.Machine, 0)
+	}
+	switch faultOf(err) {
 	case "", Unknown, Gone:
 		return nil // the next look says what became of it
-	default:
-		d.called = time.Time{}
-		return err
+	case Invalid, TooEarly:
+		// Too much memory, an attached volume, a machine not updated for years:
+		// the platform cannot suspend it, so it is stopped.
+		d.suspends = d.suspends && faultOf(err) == TooEarly && d.fails < maxRefusals
 	}
+	d.called = time.Time{}
+	return err
 }
 
 // undoDown gives a machine back to its service.

@@ -18,6 +18,8 @@ const (
 	avoidFor     = 15 * time.Minute       // a machine that never became ready is not chosen again for so long
 	breakerFirst = 30 * time.Second       // pause after the first failed operation; doubles
 	breakerMost  = 15 * time.Minute
+	startFor     = 10 * time.Minute // a start or create that the API refuses for so long has failed
+	maxRefusals  = 3                // calls refused in a row, for one host or state, before another way is taken
 	lookFor      = 10 * time.Second // how long a lost create is looked up by name before the same name is sent again
 )
 
@@ -33,7 +35,7 @@ func (l *Leader) drive(ctx context.Context, t Term, id string) {
 	}
 	l.driven[id] = true
 	l.drivers.Go(func() {
-		d := &driver{l: l, term: t, id: id, log: l.log.With("op", id)}
+		d := &driver{l: l, term: t, id: id, log: l.log.With("op", id), suspends: true}
 		d.run(ctx)
 		l.drvMu.Lock()
 		delete(l.driven, id)
@@ -52,6 +54,8 @@ type driver struct {
 	}
 	fails  int       // failed looks in a row, for the backoff
 	called time.Time // when this driver last made the step's call
+	// suspends is false once the platform has refused to suspend the machine.
+	suspends bool
 }
 
 func (d *driver) run(ctx context.Context) {
@@ -66,6 +70,10 @@ func (d *driver) run(ctx context.Context) {
 			return
 		}
 		var err error
+		if wait, werr := d.waits(ctx, s, *op); wait || werr != nil {
+			d.pause(ctx, werr)
+			continue
+		}
 		if op.Kind == state.OpUp {
 			err = d.up(ctx, s, *op)
 		} else {
@@ -74,7 +82,38 @@ func (d *driver) run(ctx context.Context) {
 		if errors.Is(err, errGivenUp) {
 			return
 		}
+		if err != nil && ctx.Err() == nil {
+			d.l.deploys.meet(s, op.Machine, err)
+			d.fault(ctx, *op, err)
+		}
 		d.pause(ctx, err)
+	}
+}
+
+// waits holds the operation while its service is being deployed, and lets it go
+// on, with the step's time anew, when that is over.
+func (d *driver) waits(ctx context.Context, s Service, op state.Op) (bool, error) {
+	why := d.l.deploys.of(s)
+	if (why == "") == (op.Waits == "") {
+		return why != "", nil
+	}
+	if why != "" {
+		why = "a deploy is in progress: " + why
+	}
+	_, err := d.l.propose(ctx, d.term, state.Command{Wait: &state.Wait{Op: op.ID, Reason: why}})
+	d.called = time.Time{}
+	return true, err
+}
+
+// fault records what a call was answered, for people: the operation goes on
+// trying, and its log line alone would be easy to miss.
+func (d *driver) fault(ctx context.Context, op state.Op, err error) {
+	var ce *CloudError
+	if !errors.As(err, &ce) {
+		return
+	}
+	if now, ok := d.l.Store.State().Ops[d.id]; ok && now.Step == op.Step {
+		_ = d.remark(ctx, *now, fmt.Sprintf("%s: %s", ce.Action, ce.Fault)) // the next look tries again
 	}
 }
 
@@ -105,20 +144,27 @@ func (d *driver) allowed(ctx context.Context) error {
 // advance commits the next step. A rejection means that somebody else moved
 // the operation: this driver looks again.
 func (d *driver) advance(ctx context.Context, op state.Op, to state.Step, machine, detail string) error {
-	_, err := d.l.propose(ctx, d.term, state.Command{Advance: &state.Advance{
-		Op: op.ID, From: op.Step, To: to, Machine: machine, Detail: detail,
-	}})
-	if err != nil {
+	return d.move(ctx, op, state.Advance{To: to, Machine: machine, Detail: detail})
+}
+
+func (d *driver) move(ctx context.Context, op state.Op, a state.Advance) error {
+	a.Op, a.From = op.ID, op.Step
+	if _, err := d.l.propose(ctx, d.term, state.Command{Advance: &a}); err != nil {
 		return err
 	}
 	d.called = time.Time{}
-	d.log.Info("operation step", "service", op.Service, "step", string(to), "machine", machine, "detail", detail)
+	d.log.Info("operation step", "service", op.Service, "step", string(a.To), "machine", a.Machine, "detail", a.Detail)
 	return nil
 }
 
-// finish closes the operation and starts the service's cooldown.
+// finish closes the operation and starts the service's cooldown. What went
+// wrong with a deploy in between is nobody's failure: the breaker stays closed
+// and the machine may be chosen again.
 func (d *driver) finish(ctx context.Context, op state.Op, how state.Outcome, reason string, avoid *state.Avoid) error {
 	now := time.Now().UTC()
+	if how == state.Failed && op.Waited > 0 {
+		how, avoid, reason = state.Abandoned, nil, reason+"; a deploy came in between"
+	}
 	f := &state.Finish{Op: op.ID, Outcome: how, Reason: reason, Avoid: avoid, To: op.To}
 	s, _ := d.l.service(op.Service)
 	switch how {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,11 +13,6 @@ import (
 	"flymesh/raftstore/state"
 )
 
-// deploySettle is how long after the newest change of a machine's version
-// mixed releases still count as a deploy that is under way. A deploy that died
-// half-way must not freeze scaling for ever.
-const deploySettle = 5 * time.Minute
-
 // Metadata keys that the leader keeps on machines, for people to see and for a
 // leader of a new epoch to rebuild from.
 const (
@@ -26,6 +20,9 @@ const (
 	MetaPrimary = "flymesh_primary" // service whose primary it is
 	MetaRemoval = "flymesh_removal" // down operation that cordoned it
 )
+
+// touchedFor is how long after an operation its machine is asked for by ID.
+const touchedFor = time.Minute
 
 // listing is the newest list of one app's machines.
 type listing struct {
@@ -84,11 +81,6 @@ func (l *listings) after(ctx context.Context, app string) ([]Machine, error) {
 	}
 }
 
-type changedAt struct {
-	instance string
-	at       time.Time
-}
-
 // list reads every app once. What cannot be read keeps its old machines and
 // says why.
 func (l *Leader) list(ctx context.Context) {
@@ -96,11 +88,15 @@ func (l *Leader) list(ctx context.Context) {
 	for _, s := range l.Services {
 		apps[s.App] = true
 	}
+	st := l.Store.State()
 	var wg sync.WaitGroup
 	for app := range apps {
 		wg.Go(func() {
 			began := time.Now()
 			ms, err := l.Cloud.List(ctx, app)
+			if err == nil {
+				ms = l.recheck(ctx, app, ms, st)
+			}
 			if ctx.Err() != nil {
 				return
 			}
@@ -112,17 +108,6 @@ func (l *Leader) list(ctx context.Context) {
 	}
 	wg.Wait()
 	now := time.Now()
-	for app := range apps {
-		n, _ := l.listed.of(app)
-		for _, m := range n.machines {
-			c, seen := l.changed[m.ID]
-			if !seen {
-				l.changed[m.ID] = changedAt{instance: m.InstanceID} // no change was observed yet
-			} else if c.instance != m.InstanceID {
-				l.changed[m.ID] = changedAt{m.InstanceID, now}
-			}
-		}
-	}
 	for _, s := range l.Services {
 		if n, _ := l.listed.of(s.App); n.err != nil || n.began.IsZero() {
 			continue
@@ -135,6 +120,45 @@ func (l *Leader) list(ctx context.Context) {
 		}
 		l.Reports.with(func(w *window.Window) { w.Expect(now, s.Policy.Name, started) })
 	}
+}
+
+// recheck asks for the machines of operations by ID, those that are open and
+// those that ended of late. The API's listing may be some seconds old, and what
+// one leader did the next one's adapter does not remember: without this, a
+// machine that was made a moment ago would not count, and one that was stopped
+// a moment ago would still pass for one that serves.
+func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *state.State) []Machine {
+	type doubt struct{ machine, service string }
+	var all []doubt
+	for _, o := range st.Ops {
+		all = append(all, doubt{o.Machine, o.Service})
+	}
+	for _, t := range st.Touched {
+		if time.Since(t.At) < touchedFor {
+			all = append(all, doubt{t.Machine, t.Service})
+		}
+	}
+	for _, d := range all {
+		s, ok := l.service(d.service)
+		if !ok || s.App != app || d.machine == "" {
+			continue
+		}
+		i := slices.IndexFunc(ms, func(m Machine) bool { return m.ID == d.machine })
+		m, err := l.Cloud.Get(ctx, app, d.machine)
+		switch {
+		case err == nil && i >= 0:
+			m.LeaseOwner = ms[i].LeaseOwner // only listings tell it
+			ms[i] = m
+		case err == nil:
+			ms = append(ms, m)
+		case FaultOf(err) == Gone && i >= 0:
+			ms = slices.Delete(ms, i, i+1)
+		case FaultOf(err) != Gone && i < 0:
+			// It may be there and nobody can say: better one too many.
+			ms = append(ms, Machine{ID: d.machine, App: app, Group: s.Group, State: "unknown", Created: time.Now()})
+		}
+	}
+	return ms
 }
 
 // machines returns the service's machines of the newest listing, sorted by ID.
@@ -162,7 +186,7 @@ func (l *Leader) gather(t Term) decide.Input {
 		History: map[string][]window.Sample{},
 	}
 	for _, o := range st.Ops {
-		in.Ops = append(in.Ops, decide.Op{ID: o.ID, Service: o.Service, Kind: string(o.Kind), Machine: o.Machine, Step: string(o.Step)})
+		in.Ops = append(in.Ops, decide.Op{ID: o.ID, Service: o.Service, Kind: string(o.Kind), Machine: o.Machine, Step: string(o.Step), Detail: cmp.Or(o.Waits, o.Detail)})
 	}
 	slices.SortFunc(in.Ops, func(a, b decide.Op) int { return cmp.Compare(a.ID, b.ID) })
 	l.Reports.with(func(w *window.Window) {
@@ -173,7 +197,11 @@ func (l *Leader) gather(t Term) decide.Input {
 			in.Facts[name] = l.facts(s, mem, now)
 			in.History[name] = w.Series(name)
 			for _, m := range l.machines(s) {
-				in.Machines = append(in.Machines, joined(m, name, mem, voters, lead, w, now))
+				d := joined(m, name, mem, voters, lead, w, now)
+				if a, ok := st.Avoid[m.ID]; ok && a.Until.After(now) {
+					d.Avoid = fmt.Sprintf("not chosen before %s: %s", a.Until.UTC().Format("15:04:05"), a.Reason)
+				}
+				in.Machines = append(in.Machines, d)
 			}
 		}
 	})
@@ -204,47 +232,6 @@ func joined(m Machine, service string, mem state.Service, voters []string, lead 
 		d.Readiness, d.Busy, d.InFlight = r.Readiness, r.Busy, r.InFlight
 	}
 	return d
-}
-
-// facts collects what holds a service back besides its load.
-func (l *Leader) facts(s Service, mem state.Service, now time.Time) decide.Facts {
-	var f decide.Facts
-	switch lst, _ := l.listed.of(s.App); {
-	case lst.err != nil && lst.began.IsZero():
-		f.APIError = fmt.Sprintf("the Machines API has not answered yet for app %s: %v", s.App, lst.err)
-	case lst.err != nil:
-		f.APIError = fmt.Sprintf("the Machines API does not answer for app %s (%s old): %v", s.App, now.Sub(lst.began).Round(time.Second), lst.err)
-	}
-	if mem.BreakerUntil.After(now) {
-		f.Breaker = fmt.Sprintf("%d operations failed in a row, the newest with %q; the next try is not before %s",
-			mem.Failures, mem.BreakerReason, mem.BreakerUntil.UTC().Format("15:04:05"))
-	}
-	releases := map[string]bool{}
-	var newest time.Time
-	for _, m := range l.machines(s) {
-		if m.LeaseOwner != "" {
-			f.Deploy = fmt.Sprintf("machine %s is leased by %s", m.ID, m.LeaseOwner)
-		}
-		if m.State == "replacing" || m.State == "updating" {
-			f.Deploy = fmt.Sprintf("machine %s is %s", m.ID, m.State)
-		}
-		if m.Release != "" {
-			releases[m.Release] = true
-		}
-		if c := l.changed[m.ID].at; c.After(newest) {
-			newest = c
-		}
-		if (m.Autostop || m.Autostart) && f.Owner == "" {
-			f.Owner = fmt.Sprintf("Fly Proxy may start or stop machine %s (autostop or autostart is on): switch them off, or set owner = \"proxy\"", m.ID)
-		}
-	}
-	if len(releases) > 1 && now.Sub(newest) < deploySettle && f.Deploy == "" {
-		f.Deploy = fmt.Sprintf("machines of releases %s run side by side", strings.Join(sortedKeys(releases), ", "))
-	}
-	if s.Owner == "proxy" {
-		f.Owner = "owner = \"proxy\" in mesh.toml: Fly Proxy scales this service"
-	}
-	return f
 }
 
 func sortedKeys[V any](m map[string]V) []string {

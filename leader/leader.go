@@ -48,6 +48,11 @@ type Service struct {
 	Group  string
 	Gated  bool   // loaded machines wait for the leader's admission
 	Owner  string // mesh | proxy
+	// Suspend takes machines out by suspending them where the platform allows it.
+	Suspend bool
+	// Regions are where machines are created, each tried when the one before is
+	// full; empty: only where the machine that is copied runs.
+	Regions []string
 }
 
 // Options are what a Leader is made of.
@@ -80,12 +85,13 @@ type Leader struct {
 	mu   sync.Mutex // guards view
 	view *view      // of the running term; nil while another machine leads
 
-	listed *listings // newest listing by app, of this term
+	listed  *listings // newest listing by app, of this term
+	deploys *deploys  // what this term knows of deploys
 
 	// Only used by the term's own goroutine.
-	changed map[string]changedAt // by machine: instance ID and since when
 	said    map[string]string    // newest verdict logged, by service
 	gone    map[string]time.Time // by service: since when the primary is not running
+	short   map[string]time.Time // by service: since when fewer than the baseline are listed
 	driven  map[string]bool      // operations that have a driver
 	drivers sync.WaitGroup
 	drvMu   sync.Mutex // guards driven
@@ -116,8 +122,9 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	defer cancel()
 	defer context.AfterFunc(t.Context, cancel)()
 
-	l.listed, l.changed = newListings(), map[string]changedAt{}
-	l.said, l.gone, l.driven = map[string]string{}, map[string]time.Time{}, map[string]bool{}
+	l.listed, l.deploys = newListings(), newDeploys()
+	l.said, l.gone, l.short = map[string]string{}, map[string]time.Time{}, map[string]time.Time{}
+	l.driven = map[string]bool{}
 	defer l.setView(nil)
 	defer l.drivers.Wait()
 	defer cancel()
@@ -184,6 +191,7 @@ func (l *Leader) begin(ctx context.Context, t Term, v decide.Verdict) {
 	b := &state.Begin{
 		Service: v.Service, Kind: state.OpKind(a.Kind), Machine: a.Machine,
 		From: a.From, To: a.To, Code: string(v.Reason.Code), Reason: v.Reason.Text, Manual: a.Manual,
+		Rule: v.Reason.Code == decide.CodeRuleUp || v.Reason.Code == decide.CodeRuleDown,
 	}
 	if a.Trigger != nil {
 		b.Trigger = &state.Addition{At: a.Trigger.At, Metric: string(a.Trigger.Metric), Value: a.Trigger.Value}

@@ -102,6 +102,9 @@ func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
 // mirror keeps the primary's mark in Fly metadata, for people to see and for a
 // leader of a new epoch to find.
 func (l *Leader) mirror(ctx context.Context, s Service, primary string, ms []Machine) {
+	if l.deploys.of(s) != "" {
+		return // it is set right when the deploy is over
+	}
 	for _, m := range ms {
 		want := ""
 		if m.ID == primary {

@@ -52,6 +52,8 @@ type Cloud interface {
 	Create(ctx context.Context, r CreateRequest) (Machine, error)
 	Start(ctx context.Context, app, id string) error
 	Stop(ctx context.Context, app, id string, timeout time.Duration) error
+	// Suspend fails with Invalid where the platform cannot suspend the machine.
+	Suspend(ctx context.Context, app, id string) error
 	Cordon(ctx context.Context, app, id string) error
 	Uncordon(ctx context.Context, app, id string) error
 	SetMetadata(ctx context.Context, app, id, key, value string) error

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"flymesh/leader/decide"
 	"flymesh/leader/window"
 	"flymesh/probes/report"
 )
@@ -18,9 +19,17 @@ type Reports struct {
 	w  *window.Window
 }
 
-// NewReports returns an empty window with one sample each every.
-func NewReports(every time.Duration, minSamples func(service string) int) *Reports {
-	return &Reports{every: every, w: window.New(window.Config{Every: every, MinSamples: minSamples})}
+// NewReports returns an empty window with one sample each every, which holds
+// enough history for every rule of the policy.
+func NewReports(every time.Duration, policy decide.Policy) *Reports {
+	least := map[string]int{}
+	for _, s := range policy.Services {
+		least[s.Name] = s.MinSamples
+	}
+	return &Reports{every: every, w: window.New(window.Config{
+		Every: every, Keep: max(window.DefaultKeep, policy.Longest()+time.Minute),
+		MinSamples: func(service string) int { return least[service] },
+	})}
 }
 
 // Run closes a sample of every service each report interval until ctx ends.

@@ -251,7 +251,7 @@ func (s *stand) newVoter(id string) *voter {
 		s.t.Fatal(err)
 	}
 	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
-	v.reports = leader.NewReports(every, func(string) int { return 20 })
+	v.reports = leader.NewReports(every, s.policy)
 	v.leader = leader.New(leader.Options{
 		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Reports: v.reports,
 		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: 2 * time.Minute, ReadyTimeout: 5 * time.Minute,

@@ -1,10 +1,14 @@
 package leader
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"flymesh/leader/decide"
 	"flymesh/leader/window"
 	"flymesh/probes/report"
 	"flymesh/raftstore/state"
@@ -42,7 +46,7 @@ func (d *driver) choose(ctx context.Context, s Service, op state.Op) error {
 	avoid := d.l.Store.State().Avoid
 	release := newestRelease(ms)
 	for _, m := range ms {
-		if (m.State != "stopped" && m.State != "suspended") || !m.HostOK || m.Standby || m.Release != release {
+		if !startable(m) || !m.HostOK || m.Standby || m.Release != release {
 			continue
 		}
 		if a, ok := avoid[m.ID]; ok && a.Until.After(time.Now()) {
@@ -56,20 +60,35 @@ func (d *driver) choose(ctx context.Context, s Service, op state.Op) error {
 	return d.advance(ctx, op, state.StepCreating, "", "creates "+op.Name)
 }
 
+// startable says whether a machine can be started as it is: it rests, and the
+// platform has not given it up.
+func startable(m Machine) bool {
+	switch m.State {
+	case "stopped", "suspended":
+		return true
+	case "created":
+		return decide.Rests(m.State, m.Created, time.Now())
+	}
+	return false
+}
+
 // start makes sure that the chosen machine has been told to start.
 func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
 	if err != nil {
 		if FaultOf(err) == Gone {
-			return d.advance(ctx, op, state.StepCreating, "", "machine "+op.Machine+" is gone; creates "+op.Name)
+			return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Detail: "machine " + op.Machine + " is gone"})
 		}
 		return err
 	}
-	switch m.State {
-	case "stopped", "suspended":
-	case "starting", "started":
+	switch {
+	case m.State == "starting" || m.State == "started":
 		return d.advance(ctx, op, state.StepBooting, m.ID, "")
-	default:
+	case m.State == "failed" || m.State == "destroying" || m.State == "destroyed":
+		return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Avoid: d.avoid("is " + m.State), Detail: "machine " + m.ID + " is " + m.State})
+	case time.Since(op.StepAt) > startFor:
+		return d.finish(ctx, op, state.Failed, fmt.Sprintf("machine %s could not be started for %s (%s)", m.ID, startFor, cmp.Or(op.Detail, m.State)), d.avoid("could not be started"))
+	case !startable(m):
 		return d.remark(ctx, op, "machine is "+m.State)
 	}
 	if !d.recall(5 * time.Second) {
@@ -94,10 +113,7 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	case "":
 		return d.advance(ctx, op, state.StepBooting, m.ID, "")
 	case HostFull:
-		if _, ok := template(ms); ok {
-			return d.advance(ctx, op, state.StepCreating, "", fmt.Sprintf("the host of %s is full; creates %s", m.ID, op.Name))
-		}
-		return d.finish(ctx, op, state.Failed, fmt.Sprintf("the host of %s is full and there is no machine to copy", m.ID), d.avoid("host full"))
+		return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Avoid: d.avoid("its host is full"), Detail: "the host of " + m.ID + " is full"})
 	case Quota, Denied, Invalid:
 		return d.finish(ctx, op, state.Failed, err.Error(), nil)
 	default:
@@ -133,18 +149,30 @@ func (d *driver) create(ctx context.Context, s Service, op state.Op) error {
 		d.called = time.Time{}
 		return err
 	}
-	m, err := d.l.Cloud.Create(ctx, CreateRequest{App: s.App, Name: op.Name, Template: tpl.ID, Region: tpl.Region, Op: op.ID})
-	switch faultOf(err) {
-	case "":
-		return d.advance(ctx, op, state.StepBooting, m.ID, "")
-	case Unknown:
-		return d.remark(ctx, op, "the answer to the create call was lost; looking for "+op.Name)
-	case RegionFull, Quota, Denied, Invalid:
-		return d.finish(ctx, op, state.Failed, err.Error(), nil)
-	default:
-		d.called = time.Time{} // nothing happened: the backoff alone decides when to try again
-		return err
+	regions := s.Regions
+	if len(regions) == 0 {
+		regions = []string{tpl.Region}
 	}
+	region := cmp.Or(op.Region, regions[0])
+	m, err := d.l.Cloud.Create(ctx, CreateRequest{App: s.App, Name: op.Name, Template: tpl.ID, Region: region, Op: op.ID})
+	switch fault := faultOf(err); {
+	case err == nil:
+		return d.advance(ctx, op, state.StepBooting, m.ID, "")
+	case fault == Unknown:
+		return d.remark(ctx, op, "the answer to the create call was lost; looking for "+op.Name)
+	case fault == RegionFull || fault == HostFull && d.fails >= maxRefusals:
+		if i := slices.Index(regions, region) + 1; i > 0 && i < len(regions) {
+			return d.move(ctx, op, state.Advance{To: state.StepCreating, Region: regions[i],
+				Detail: fmt.Sprintf("region %s is full; creates %s in %s", region, op.Name, regions[i])})
+		}
+		return d.finish(ctx, op, state.Failed, "no room in "+strings.Join(regions, ", ")+": "+err.Error(), nil)
+	case fault == Quota || fault == Denied || fault == Invalid:
+		return d.finish(ctx, op, state.Failed, err.Error(), nil)
+	case time.Since(op.StepAt) > startFor:
+		return d.finish(ctx, op, state.Failed, fmt.Sprintf("%s could not be created for %s: %v", op.Name, startFor, err), nil)
+	}
+	d.called = time.Time{} // nothing happened: the backoff alone decides when to try again
+	return err
 }
 
 // booting waits for the API's "started" and for the machine's agent.
@@ -159,7 +187,10 @@ func (d *driver) booting(ctx context.Context, s Service, op state.Op) error {
 	late := time.Since(op.StepAt) > d.l.StartTimeout
 	switch m.State {
 	case "started":
-		if rep, ok := d.report(op.Machine); ok && rep.Uptime < time.Since(op.Began)+time.Minute {
+		// Only what came after the start counts: a stopped machine's last words
+		// are still fresh when it is told to start again. Uptime is no sign, for a
+		// suspended machine goes on where it stood.
+		if _, age, fresh, ok := d.l.Reports.Latest(time.Now(), op.Machine); ok && fresh && age < time.Since(op.StepAt) {
 			return d.advance(ctx, op, state.StepWarming, m.ID, "agent heard")
 		}
 		if time.Since(op.StepAt) > d.l.StartTimeout+d.l.ReadyTimeout {
@@ -210,7 +241,7 @@ func (d *driver) warming(ctx context.Context, s Service, op state.Op) error {
 // undoUp stops a machine that did not become what it should.
 func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
-	if faultOf(err) == Gone || err == nil && (m.State == "stopped" || m.State == "destroyed") {
+	if faultOf(err) == Gone || err == nil && decide.Rests(m.State, time.Time{}, time.Now()) && m.State != "destroying" {
 		return d.finish(ctx, op, state.Failed, op.Detail, d.avoid(op.Detail))
 	}
 	if err != nil {
@@ -247,12 +278,8 @@ func (d *driver) group(ctx context.Context, s Service) ([]Machine, error) {
 func (d *driver) full(s Service, ms []Machine, except string) (bool, string) {
 	n := 0
 	for _, m := range ms {
-		switch m.State {
-		case "stopped", "suspended", "destroyed", "destroying", "failed":
-		default:
-			if m.ID != except {
-				n++
-			}
+		if m.ID != except && !decide.Rests(m.State, m.Created, time.Now()) {
+			n++
 		}
 	}
 	if n >= s.Policy.Max {

@@ -52,6 +52,7 @@ type Service struct {
 	Policy   decide.Service // name, baseline, max, rules, cooldown, mode, pinned, min_samples, ...
 	StopMode string         // stop | suspend
 	Owner    string         // mesh | proxy
+	Regions  []string       // where machines are created, in this order; empty: where the copied one runs
 }
 
 // Targets are the service level objectives, for status, alerts and the default

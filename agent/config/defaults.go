@@ -55,6 +55,7 @@ func DefaultService(kind string, m Mesh) Service {
 			MinSamples:  20,
 			ReadyGrace:  m.ReadyTimeout,
 			NoGainAfter: 2,
+			FlapPerHour: 4,
 		},
 	}
 	switch kind {

@@ -35,6 +35,13 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 			`7: service.n8n.ready_grace = "0s": must be between 1s and 1h`,
 		}},
 		{"negative cooldown", `cooldown = "-1s"`, []string{`6: service.n8n.cooldown = "-1s": must be between 0s and 24h`}},
+		{"limits", "stop_mode = \"suspend\"\nbudget_machine_hours = 12\nflap_per_hour = 1\nregions = [\"fra\", \"Frankfurt\", \"fra\"]", []string{
+			`6: service.n8n.stop_mode = "suspend": must be "stop" where vote or pinned is true: a machine that wakes up goes on with the vote, locks and jobs it had, on a clock and connections that are old`,
+			`7: service.n8n.budget_machine_hours = 12: must be 0 (no limit) or at least 24: the baseline alone (1) costs that in a day`,
+			`8: service.n8n.flap_per_hour = 1: must be 0 (no limit) or at least 2: a removal and its return are two`,
+			`9: service.n8n.regions[1] = "Frankfurt": must be the code of a Fly region, e.g. "fra"`,
+			`9: service.n8n.regions[2] = "fra": is listed twice`,
+		}},
 		{"words", "kind = \"emmbeddings\"\nmode = \"on\"\ngate = \"boss\"\nowner = \"fly\"\nstop_mode = \"kill\"", []string{
 			`6: service.n8n.kind = "emmbeddings": must be one of "n8n", "embeddings", "redis", "web", "app"; did you mean "embeddings"?`,
 			`7: service.n8n.mode = "on": must be one of "auto", "up-only", "shadow", "off"; did you mean "off"?`,

@@ -32,10 +32,16 @@ func readService(t *table, name string, m Mesh) Service {
 		Targets:  readTargets(t.sub("targets"), d.Targets),
 		StopMode: t.str("stop_mode", d.StopMode, "stop", "suspend"),
 		Owner:    t.str("owner", d.Owner, "mesh", "proxy"),
+		Regions:  t.list("regions", nil, "[]"),
 	}
 	s.Policy = readPolicy(t, name, kind, d.Policy)
 	if s.App != "" && !appName.MatchString(s.App) {
 		t.bad("app", "must be the name of a Fly app: lower-case letters, digits and inner dashes")
+	}
+	checkRegions(t, s.Regions)
+	if s.StopMode == "suspend" && (s.Vote || s.Policy.Pinned) {
+		t.bad("stop_mode", "must be \"stop\" where vote or pinned is true: a machine that wakes up goes on with the vote, locks and "+
+			"jobs it had, on a clock and connections that are old")
 	}
 	if s.Group == "" {
 		t.bad("group", "must not be empty; Fly's own default is %q", d.Group)
@@ -61,14 +67,36 @@ func readPolicy(t *table, name, kind string, d decide.Service) decide.Service {
 		MinSamples:  t.count("min_samples", d.MinSamples, 1, 1_000_000),
 		ReadyGrace:  t.spanSaid("ready_grace", d.ReadyGrace, time.Second, time.Hour, "mesh.ready_timeout"),
 		NoGainAfter: t.count("no_gain_after", d.NoGainAfter, 0, most),
+		BudgetHours: t.number("budget_machine_hours", d.BudgetHours, 24*3*most),
+		FlapPerHour: t.count("flap_per_hour", d.FlapPerHour, 0, most),
+	}
+	if p.FlapPerHour == 1 {
+		t.bad("flap_per_hour", "must be 0 (no limit) or at least 2: a removal and its return are two")
 	}
 	max, said := defaultMax(kind, p.Baseline)
 	p.Max = t.count("max", max, math.MinInt, 3*most)
 	t.f.schema[join(t.form, "max")] = said
+	if least := float64(24 * p.Baseline); p.BudgetHours > 0 && p.BudgetHours < least {
+		t.bad("budget_machine_hours", "must be 0 (no limit) or at least %s: the baseline alone (%d) costs that in a day", literal(least), p.Baseline)
+	}
 	if p.Max < p.Baseline {
 		t.bad("max", "must be at least baseline (%d)", p.Baseline)
 	}
 	return p
+}
+
+// regionCode is how Fly names a region.
+var regionCode = regexp.MustCompile(`^[a-z]{3}$`)
+
+func checkRegions(t *table, regions []string) {
+	for i, r := range regions {
+		at := fmt.Sprintf("%s[%d]", t.at("regions"), i)
+		if !regionCode.MatchString(r) {
+			t.f.bad(at, literal(r), `must be the code of a Fly region, e.g. "fra"`)
+		} else if slices.Index(regions, r) != i {
+			t.f.bad(at, literal(r), "is listed twice")
+		}
+	}
 }
 
 func readTargets(t *table, d Targets) Targets {

@@ -75,9 +75,9 @@ type fleet struct {
 	pinned   int // the primary, wherever it stands
 }
 
-// count counts one service's machines. Every state but stopped, suspended,
-// destroying and destroyed counts, because a slow or silent platform must not
-// make room under the cap; so does an open up operation that has no machine yet.
+// count counts one service's machines. All but those that rest count, because
+// a slow or silent platform must not make room under the cap; so does an open
+// up operation that has no machine yet.
 func (r *roster) count(in *Input, s *Service) fleet {
 	f := fleet{machines: r.machines, mine: r.of(s.Name)}
 	start := len(r.counted)
@@ -160,12 +160,20 @@ func openOp(ops []Op, m *Machine) *Op {
 func classify(m *Machine, now time.Time, grace time.Duration, op *Op) Counted {
 	c := Counted{Machine: m.ID}
 	set := func(as, why string) Counted { c.As, c.Why = as, why; return c }
-	if op != nil && op.Kind == Up && rests(m.State) {
-		return set(asStarting, "operation "+op.ID+" starts it")
+	if Rests(m.State, m.Created, now) {
+		switch {
+		case op != nil && op.Kind == Up:
+			return set(asStarting, "operation "+op.ID+" starts it")
+		case m.State == "failed" && m.Heard:
+			return set(asUnknown, "the API calls it failed, and yet the mesh hears it")
+		case m.Avoid != "":
+			return set(asStopped, "the API calls it "+m.State+"; "+m.Avoid)
+		case m.State == "created":
+			return set(asStopped, "created "+brief(now.Sub(m.Created))+" ago and never started")
+		}
+		return set(asStopped, "the API calls it "+m.State)
 	}
 	switch m.State {
-	case "stopped", "suspended", "destroying", "destroyed":
-		return set(asStopped, "the API calls it "+m.State)
 	case "stopping", "suspending":
 		return set(asStopping, "counts until it has stopped")
 	case "created", "creating", "starting":
@@ -199,11 +207,23 @@ func classify(m *Machine, now time.Time, grace time.Duration, op *Op) Counted {
 	return set(asUnknown, "started "+brief(now.Sub(m.Started))+" ago, and the mesh does not hear it")
 }
 
-// rests says whether a machine in this state does not run and does not count.
-func rests(state string) bool {
+// createdRests is how long a machine may be "created" before nobody can be
+// starting it any more: the platform pulls its image in that time.
+const createdRests = 10 * time.Minute
+
+// Rests says whether a machine in this state does not run and will not unless
+// somebody starts it, so that it does not count against the cap.
+//
+// A failed machine is one of these: the platform has given it up, and only a
+// start or an update takes it on again. It must not block removals for as long
+// as nobody tidies it up, and it costs nothing. Nor does it serve: it is never
+// picked to be started, since it says nothing of why it failed.
+func Rests(state string, created, now time.Time) bool {
 	switch state {
-	case "stopped", "suspended", "destroying", "destroyed":
+	case "stopped", "suspended", "destroying", "destroyed", "failed", "launch_failed":
 		return true
+	case "created":
+		return !created.IsZero() && now.Sub(created) > createdRests
 	}
 	return false
 }

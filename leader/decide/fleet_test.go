@@ -18,7 +18,13 @@ var noon = time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC)
 // that the 100 checks of a property see a thousand fleets.
 const fleetsPerCheck = 10
 
-var resting = map[string]bool{"stopped": true, "suspended": true, "destroying": true, "destroyed": true}
+var restingStates = map[string]bool{"stopped": true, "suspended": true, "destroying": true, "destroyed": true, "failed": true}
+
+// rests says whether a machine surely does not run: what the API says of it
+// and what the mesh hears agree.
+func rests(m *decide.Machine) bool {
+	return restingStates[m.State] && (m.State != "failed" || !m.Heard) || m.State == "created" && noon.Sub(m.Created) > 10*time.Minute
+}
 
 func ages(limit time.Duration) *rapid.Generator[time.Duration] {
 	return rapid.Custom(func(t *rapid.T) time.Duration {
@@ -87,11 +93,21 @@ func drawService(t *rapid.T, in *decide.Input, name string) {
 		in.Ops = append(in.Ops, o)
 	}
 	in.Services[name] = drawState(t, s)
+	f := decide.Facts{ShortSince: noon.Add(-time.Minute)}
 	if likely(t, "facts", 8) {
-		var f decide.Facts
-		*rapid.SampledFrom([]*string{&f.APIError, &f.Deploy, &f.Owner, &f.Budget, &f.Breaker}).Draw(t, "fact") = "so it is"
-		in.Facts[name] = f
+		*rapid.SampledFrom([]*string{&f.APIError, &f.Deploy, &f.Owner, &f.Breaker}).Draw(t, "fact") = "so it is"
 	}
+	if likely(t, "budgets", 2) {
+		p := &in.Policy.Services[len(in.Policy.Services)-1]
+		p.BudgetHours, p.FlapPerHour = 10, 4
+		f.Hours = rapid.Float64Range(7, 13).Draw(t, "hours")
+		f.Turns = rapid.IntRange(1, 5).Draw(t, "turns")
+		f.Turned = rapid.SampledFrom([]string{"", decide.Up, decide.Down}).Draw(t, "turned")
+	}
+	if likely(t, "just short", 8) {
+		f.ShortSince = noon.Add(-rapid.SampledFrom([]time.Duration{0, 10 * time.Second, 29 * time.Second}).Draw(t, "short for"))
+	}
+	in.Facts[name] = f
 	in.History[name] = drawHistory(t, name, n)
 }
 

@@ -35,6 +35,8 @@ type situation struct {
 	Ops      []decide.Op
 	State    stateForm
 	Facts    decide.Facts
+	ShortFor dur       // since when fewer than the baseline are listed
+	TurnsFor dur       // how long the oldest reversal still counts
 	History  []runForm // oldest first; the newest sample is 2 s old, or Ends
 	Ends     dur
 }
@@ -47,6 +49,8 @@ type serviceForm struct {
 	Pinned            bool
 	ReadyGrace        dur
 	NoGainAfter, Over int
+	BudgetHours       float64
+	FlapPerHour       int
 }
 
 type machineForm struct {
@@ -58,6 +62,7 @@ type machineForm struct {
 	InFlight report.Value
 	HostDown, Cordoned, Pinned, Locked,
 	Leader, Voter, Busy bool
+	Avoid string
 }
 
 type stateForm struct {
@@ -154,7 +159,7 @@ func load(t *testing.T, path string) (situation, decide.Input) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := situation{Now: "14:05:22", Service: strategy(), Ends: dur(2 * time.Second)}
+	s := situation{Now: "14:05:22", Service: strategy(), Ends: dur(2 * time.Second), ShortFor: dur(time.Minute)}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&s); err != nil {
@@ -191,17 +196,25 @@ func (s situation) input(t *testing.T) decide.Input {
 			Up: rules(t, s.Service.Up), Down: rules(t, s.Service.Down),
 			Cooldown: time.Duration(s.Service.Cooldown), Mode: s.Service.Mode, Pinned: s.Service.Pinned,
 			MinSamples: 20, ReadyGrace: time.Duration(s.Service.ReadyGrace), NoGainAfter: s.Service.NoGainAfter,
+			BudgetHours: s.Service.BudgetHours, FlapPerHour: s.Service.FlapPerHour,
 		}}},
-		Ops: s.Ops, Facts: map[string]decide.Facts{name: s.Facts},
+		Ops:     s.Ops,
 		History: map[string][]window.Sample{name: s.samples(now)},
 	}
 	for i := range in.Ops {
 		in.Ops[i].Service = name
 	}
+	if s.ShortFor != 0 {
+		s.Facts.ShortSince = ago(s.ShortFor)
+	}
+	if s.TurnsFor != 0 {
+		s.Facts.TurnsUntil = now.Add(time.Duration(s.TurnsFor))
+	}
+	in.Facts = map[string]decide.Facts{name: s.Facts}
 	for _, m := range s.Machines {
 		x := decide.Machine{
 			ID: m.ID, Service: name, State: m.State, HostOK: !m.HostDown, Created: ago(m.Age), Started: ago(m.Age),
-			Cordoned: m.Cordoned, Pinned: m.Pinned, Locked: m.Locked, Leader: m.Leader, Voter: m.Voter, Busy: m.Busy,
+			Cordoned: m.Cordoned, Pinned: m.Pinned, Locked: m.Locked, Leader: m.Leader, Voter: m.Voter, Busy: m.Busy, Avoid: m.Avoid,
 			Heard: m.Ready != "silent", ReportAge: time.Second, InFlight: m.InFlight,
 		}
 		if m.Started != 0 {

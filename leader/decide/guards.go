@@ -2,11 +2,16 @@ package decide
 
 import (
 	"fmt"
+	"time"
 )
 
 // gain is the share by which the metric must have come down since the first of
 // the last NoGainAfter additions; less is no improvement.
 const gain = 0.10
+
+// shortFor is how long listings must agree that a machine of the baseline is
+// missing: the first one of a new leader may be some seconds old.
+const shortFor = 30 * time.Second
 
 // guards evaluates every guard, in the order of the codes. A guard that has no
 // say about what is wanted does not block, but still tells how things stand.
@@ -51,8 +56,11 @@ func (r *round) standing(add func(Code, bool, string)) {
 	blocks, detail = r.dataMissing()
 	add(CodeDataMissing, blocks, detail)
 	if o := r.openOp(); o != nil {
-		add(CodeOpInFlight, true, fmt.Sprintf("operation %s (%s, %s, step %s) is under way",
-			o.ID, o.Kind, or(o.Machine, "no machine yet"), o.Step))
+		detail := fmt.Sprintf("operation %s (%s, %s, step %s) is under way", o.ID, o.Kind, or(o.Machine, "no machine yet"), o.Step)
+		if o.Detail != "" {
+			detail += ": " + o.Detail
+		}
+		add(CodeOpInFlight, true, detail)
 	} else {
 		add(CodeOpInFlight, false, "no operation is under way")
 	}
@@ -76,6 +84,16 @@ func (r *round) off() (bool, string) {
 // blocks the replacement of a baseline machine that still speaks.
 func (r *round) dataMissing() (bool, string) {
 	f := &r.fleet
+	if r.want.code == CodeBelowBaseline {
+		since := r.facts.ShortSince
+		if short := r.in.Now.Sub(since); since.IsZero() || short < shortFor {
+			if since.IsZero() {
+				short = 0
+			}
+			return true, fmt.Sprintf("fewer than the baseline have been listed for %s; a listing may lag, so nothing is replaced before %s",
+				brief(max(0, short)), brief(shortFor))
+		}
+	}
 	switch {
 	case f.unknown > 0:
 		return r.want.kind == Down, fmt.Sprintf("%s not heard and of unknown fate: %s",
@@ -134,11 +152,8 @@ func (r *round) additions(add func(Code, bool, string)) {
 		}
 		add(CodeCap, r.want.kind == Up && n >= most, detail)
 	}
-	if r.facts.Budget != "" {
-		add(CodeBudget, r.want.kind == Up, "the budget is spent: "+r.facts.Budget)
-	} else {
-		add(CodeBudget, false, "within budget")
-	}
+	blocks, detail = r.budget()
+	add(CodeBudget, blocks, detail)
 }
 
 // noGain blocks a further addition when the last NoGainAfter ones did not move

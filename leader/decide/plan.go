@@ -63,7 +63,10 @@ func (r *round) decide() Verdict {
 	if r.mode == "" {
 		r.mode = Auto
 	}
-	r.ups, r.down = r.evaluate(r.service.Up), r.evaluate(r.service.Down)
+	// At the end of a budget a rule may hold as early as ever: it is then told
+	// what holds it, and a person is called.
+	r.ups = r.evaluate(tightened(r.service.Up, r.hoursNear() && !r.hoursSpent()))
+	r.down = r.evaluate(tightened(r.service.Down, r.turnsNear() && !r.turnsSpent()))
 	r.want = r.wanted()
 	if r.want.kind == Down {
 		r.out = r.choose()
@@ -296,7 +299,7 @@ func (r *round) recovered() bool {
 
 // page is what a person is called for.
 func (r *round) page(g GuardEval) string {
-	if r.want.code != CodeRuleUp || g.Code != CodeNoImprovement && g.Code != CodeCap {
+	if r.want.code != CodeRuleUp || g.Code != CodeNoImprovement && g.Code != CodeCap && g.Code != CodeBudget {
 		return ""
 	}
 	return r.service.Name + ": " + g.Detail + "; " + r.want.text

@@ -22,7 +22,7 @@ func mayRun(in decide.Input, service string) int {
 	n := 0
 	running := map[string]bool{}
 	for _, m := range in.Machines {
-		if m.Service == service && !resting[m.State] {
+		if m.Service == service && !rests(&m) {
 			running[m.ID] = true
 			n++
 		}
@@ -98,7 +98,7 @@ func checkRemoval(t *rapid.T, in decide.Input, s decide.Service, v decide.Verdic
 		if m.State == "started" && m.Heard && m.Readiness == report.Ready && !m.Cordoned {
 			ready++
 		}
-		if !resting[m.State] && m.State != "stopping" {
+		if !rests(m) && m.State != "stopping" {
 			left++
 		}
 		if m.State == "started" && !m.Heard {
@@ -118,6 +118,37 @@ func checkRemoval(t *rapid.T, in decide.Input, s decide.Service, v decide.Verdic
 		t.Fatalf("%s: %d would be left of a baseline of %d", s.Name, left, s.Baseline)
 	case s.Pinned && !primary:
 		t.Fatalf("%s: removes %s while the primary is not known", s.Name, victim.ID)
+	}
+}
+
+// TestBudgetsHold: when a budget is spent the rules take no step that it binds,
+// and no baseline machine is replaced on a listing that may lag; a person and
+// the baseline pass the budget.
+func TestBudgetsHold(t *testing.T) {
+	held, passed := 0, 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := inputs().Draw(t, "input")
+		for i, v := range decide.Plan(in).Verdicts {
+			s := in.Policy.Services[i]
+			f := in.Facts[s.Name]
+			spent := s.BudgetHours > 0 && f.Hours >= s.BudgetHours
+			flaps := s.FlapPerHour > 0 && f.Turned == decide.Up && f.Turns+2 > s.FlapPerHour
+			code := v.Reason.Code
+			switch {
+			case v.Verdict == decide.Up && code == decide.CodeRuleUp && spent, v.Verdict == decide.Down && code == decide.CodeRuleDown && flaps:
+				t.Fatalf("%s: steps over its budget (%+v): %s", s.Name, f, v.Reason.Text)
+			case v.Verdict == decide.Up && code == decide.CodeBelowBaseline && in.Now.Sub(f.ShortSince) < 30*time.Second:
+				t.Fatalf("%s: replaced on a listing that may lag: %s", s.Name, v.Reason.Text)
+			case slices.ContainsFunc(v.Guards, func(g decide.GuardEval) bool { return g.Code == decide.CodeBudget && g.Blocks }):
+				held++
+			case v.Verdict == decide.Up && spent:
+				passed++
+			}
+		}
+	})
+	t.Logf("held by a budget %d times, passed by a person or for the baseline %d times", held, passed)
+	if held < 3 || passed < 3 {
+		t.Errorf("held %d, passed %d: the property tested next to nothing", held, passed)
 	}
 }
 

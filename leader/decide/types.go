@@ -62,6 +62,8 @@ type Service struct {
 	MinSamples  int           // requests under which a p95 is unknown
 	ReadyGrace  time.Duration // a started machine may take this long to be heard and ready before it counts as unknown
 	NoGainAfter int           // additions without improvement after which adding stops (0: never)
+	BudgetHours float64       // machine-hours of one UTC day after which the rules add nothing more (0: no limit)
+	FlapPerHour int           // reversals between up and down in any hour, at most (0: no limit)
 }
 
 // Policy is the part of mesh.toml that scaling needs.
@@ -70,15 +72,22 @@ type Policy struct {
 	Services    []Service
 }
 
-// Longest returns the longest duration of any rule: a history must cover more.
+// Longest returns the longest duration that any rule may have to hold, near a
+// budget too: a history must cover more.
 func (p Policy) Longest() time.Duration {
 	var d time.Duration
 	for _, s := range p.Services {
 		for _, r := range s.Up {
 			d = max(d, r.For)
+			if s.BudgetHours > 0 {
+				d = max(d, tight*r.For)
+			}
 		}
 		for _, r := range s.Down {
 			d = max(d, r.For)
+			if s.FlapPerHour > 0 {
+				d = max(d, tight*r.For)
+			}
 		}
 	}
 	return d
@@ -103,6 +112,7 @@ type Machine struct {
 	Readiness report.Readiness
 	Busy      bool
 	InFlight  report.Value
+	Avoid     string // non-empty: not to be chosen for now, and why
 }
 
 // Op is an operation that is under way.
@@ -112,6 +122,7 @@ type Op struct {
 	Kind    string // up | down
 	Machine string // empty until known
 	Step    string
+	Detail  string // what it waits for, or what its newest call said
 }
 
 // ServiceState is what the replicated state remembers of one service.
@@ -146,8 +157,16 @@ type Facts struct {
 	APIError string // non-empty: the last listing failed; the machine list is old
 	Deploy   string // non-empty: a deploy is in progress, and how we know
 	Owner    string // non-empty: another autoscaler owns this service (Fly Proxy autostop/autostart), and how we know
-	Budget   string // non-empty: the budget is spent, and which
 	Breaker  string // non-empty: the circuit breaker is open, and why
+
+	Hours      float64   // machine-hours of this UTC day so far
+	Turns      int       // reversals between up and down in the last hour
+	TurnsUntil time.Time // when the oldest of them is an hour old
+	Turned     string    // direction of the newest step that a rule asked for: up, down or empty
+	// ShortSince is since when, in every listing that this leader made, fewer
+	// machines than the baseline may run; zero: they do not, or it has not
+	// looked before.
+	ShortSince time.Time
 }
 
 // Input is all that a plan depends on.
