@@ -22,7 +22,7 @@ type pace struct {
 // fastPace lets two additions and two removals happen in little more than a
 // minute. The "for" of a rule covers four reports and more, so that one odd
 // sample decides nothing.
-var fastPace = pace{ReportEvery: time.Second, UpFor: 4 * time.Second, DownFor: 6 * time.Second, Cooldown: 5 * time.Second, Profile: "fast"}
+var fastPace = pace{ReportEvery: time.Second, UpFor: 4 * time.Second, DownFor: 6 * time.Second, Cooldown: 6 * time.Second, Profile: "default"}
 
 // Shortened is one duration of the strategy and what the demo makes of it.
 type Shortened struct {
@@ -38,7 +38,6 @@ func (p pace) shortened() []Shortened {
 		{"a rule for one machine more holds for", "3m", short(p.UpFor)},
 		{"a rule for one machine less holds for", "10m", short(p.DownFor)},
 		{"no new decision on a service for", "5m", short(p.Cooldown)},
-		{"raft heartbeat and election timeouts", "1s (default)", "500ms (fast)"},
 	}
 }
 
@@ -55,6 +54,7 @@ var meshFile = template.Must(template.New("mesh.toml").Parse(`# The mesh of the 
 # durations are shorter.
 [mesh]
 name = "demo"
+anchor_app = "demo-redis"
 report_every = "{{.ReportEvery}}"
 profile = "{{.Profile}}"
 discover = ["api"]
@@ -122,6 +122,7 @@ url = "http://$FLY_PRIVATE_IP:8080/metrics"
 latency = "te_request_duration"
 errors = "te_request_failure"
 queue = "te_queue_size"
+in_flight = "te_inflight_requests"
 every = "{{.ReportEvery}}"
 timeout = "{{.ReportEvery}}"
 
@@ -132,6 +133,11 @@ vote = true
 baseline = 1
 pinned = true
 cooldown = "{{.Cooldown}}"
+
+[[service.redis.probe]]
+type = "host"
+every = "{{.ReportEvery}}"
+timeout = "{{.ReportEvery}}"
 
 [[service.redis.probe]]
 type = "redis"
@@ -145,6 +151,11 @@ app = "demo-web"
 baseline = 1
 max = 1
 cooldown = "{{.Cooldown}}"
+
+[[service.web.probe]]
+type = "host"
+every = "{{.ReportEvery}}"
+timeout = "{{.ReportEvery}}"
 
 [[service.web.probe]]
 type = "http"

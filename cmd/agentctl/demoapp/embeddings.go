@@ -37,6 +37,9 @@ func newEmbeddings(o Options) app {
 	s.failure = f.NewCounterVec(prometheus.CounterOpts{Name: "te_request_failure", Help: "Requests that failed, by cause."}, []string{"err"})
 	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "te_queue_size", Help: "Texts that wait for a worker."},
 		func() float64 { return float64(s.pool.waiting.Load()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "te_inflight_requests",
+		Help: "Requests that are being answered. The real server has no such figure; without one a drain takes its whole time."},
+		func() float64 { return float64(s.inFlight.Load()) })
 	for _, err := range []string{"overloaded", "gone"} {
 		s.failure.WithLabelValues(err) // a series that is absent is no zero
 	}
@@ -56,6 +59,7 @@ type embeddings struct {
 	work       time.Duration
 	dimensions int
 	loaded     atomic.Bool
+	inFlight   atomic.Int64
 
 	duration prometheus.Histogram
 	count    *prometheus.CounterVec
@@ -109,6 +113,8 @@ func (s *embeddings) embed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.count.WithLabelValues(method).Inc()
+	s.inFlight.Add(1)
+	defer s.inFlight.Add(-1)
 	sum, err := s.pool.do(r.Context(), strings.Join(texts, "\n"), len(texts), s.work)
 	s.duration.Observe(time.Since(began).Seconds())
 	switch {

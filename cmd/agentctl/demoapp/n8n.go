@@ -43,6 +43,7 @@ func newN8N(o Options) app {
 
 	mux := http.NewServeMux()
 	for _, path := range []string{"answer", "estimate"} {
+		duration.WithLabelValues(http.MethodPost, "200", path) // before the first request: zero requests, not no figure
 		mux.HandleFunc("POST /webhook/"+path, func(w http.ResponseWriter, r *http.Request) {
 			began := time.Now()
 			code := webhook(w, r, p, o.Work)

@@ -11,7 +11,7 @@ import (
 // What machines may use of this computer's cores.
 const (
 	share  = 0.75 // of all cores, for all machines at their caps; the rest is for load, emulator and noise
-	single = 0.10 // cores of a machine whose service does not grow
+	single = 0.15 // cores of a machine whose service does not grow
 	most   = 0.25 // cores of a machine whose service does: real load for it must stay cheap to make
 	least  = 0.05
 )
