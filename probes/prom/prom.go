@@ -37,6 +37,23 @@ type Options struct {
 	Queue    string // gauge
 	Scope    report.QueueScope
 	Window   time.Duration // that counts and the sketch cover; default a minute
+
+	// Late: the server makes the families of Requests and Errors at their first
+	// event; while it has the family of Queue, none of them means none yet.
+	Late bool
+
+	P95    []Named // facts: the p95 of the window of other histograms
+	Gauges []Named // facts: gauges as they are
+}
+
+// Named is a selector whose value is a fact of that name.
+type Named struct{ Name, Selector string }
+
+// extra is a Named that was parsed.
+type extra struct {
+	name string
+	sel  Selector
+	last map[string]buckets // of a histogram
 }
 
 // Prom is the prober. It is used from one goroutine.
@@ -45,9 +62,11 @@ type Prom struct {
 	scope     report.QueueScope
 	window    time.Duration
 	fields    probes.Field
+	late      bool // Options.Late
 	client    *http.Client
 
 	latency, requests, errors, inFlight, queue *Selector
+	p95, gauges                                []extra
 
 	at        time.Time // of the last good scrape
 	started   float64
@@ -60,12 +79,13 @@ type Prom struct {
 type slot struct {
 	at               time.Time
 	latency          masses
+	p95              []masses // parallel to Prom.p95
 	requests, errors float64
 }
 
 // New checks the selectors and returns the prober.
 func New(o Options) (*Prom, error) {
-	p := &Prom{name: o.Name, url: o.URL, scope: o.Scope, window: cmp.Or(o.Window, time.Minute), client: &http.Client{Transport: &http.Transport{}}}
+	p := &Prom{name: o.Name, url: o.URL, scope: o.Scope, late: o.Late, window: cmp.Or(o.Window, time.Minute), client: &http.Client{Transport: &http.Transport{}}}
 	if p.name == "" {
 		p.name = "prometheus"
 	}
@@ -97,6 +117,18 @@ func New(o Options) (*Prom, error) {
 	if p.latency != nil {
 		p.fields |= probes.Requests
 	}
+	for _, list := range []struct {
+		from []Named
+		to   *[]extra
+	}{{o.P95, &p.p95}, {o.Gauges, &p.gauges}} {
+		for _, n := range list.from {
+			sel, err := ParseSelector(n.Selector)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("%s: %w", n.Name, err))
+			}
+			*list.to = append(*list.to, extra{name: n.Name, sel: sel})
+		}
+	}
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("make prometheus probe: %w", errors.Join(problems...))
 	}
@@ -126,6 +158,9 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 		// The first scrape, one after a long gap, or one of another server: it
 		// ran before the last scrape, so its counts are not of since then.
 		p.histogram, p.counters, p.slots, restarted = nil, [2]map[string]float64{}, nil, false
+		for i := range p.p95 {
+			p.p95[i].last = nil
+		}
 	}
 	p.at, p.started = now, started
 
@@ -134,7 +169,16 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 	missing := func(field string, err error) {
 		m.Problems = append(m.Problems, field+": "+err.Error())
 	}
-	latencyErr := p.histograms(s, restarted, d.latency)
+	var latencyErr error
+	if p.latency != nil {
+		latencyErr = histogram(s, *p.latency, &p.histogram, restarted, d.latency)
+	}
+	for i := range p.p95 {
+		e, add := &p.p95[i], masses{}
+		// Its absence is no problem of the probe's: nothing decides by it.
+		_ = histogram(s, e.sel, &e.last, restarted, add)
+		d.p95 = append(d.p95, add)
+	}
 	requestsErr, requests := latencyErr, p.requests
 	d.requests = d.latency.count()
 	if requests != nil {
@@ -155,6 +199,7 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 		all.requests += d.requests
 		all.errors += d.errors
 	}
+	m.Facts = p.facts(s)
 	if p.latency != nil {
 		if latencyErr != nil {
 			missing("latency", latencyErr)
@@ -192,25 +237,46 @@ func (p *Prom) Probe(ctx context.Context) (probes.Reading, error) {
 
 var errFirst = errors.New("the first scrape has no rate")
 
-// histograms adds to d what the histogram counted since the last scrape.
-func (p *Prom) histograms(s scrape, restarted bool, d masses) error {
-	if p.latency == nil {
-		return nil
+// facts reads what only people look at. What the server does not have is left
+// out; a p95 needs a request in the window.
+func (p *Prom) facts(s scrape) (facts []probes.Fact) {
+	for i, e := range p.p95 {
+		all := masses{}
+		for _, d := range p.slots {
+			for span, n := range d.p95[i] {
+				all[span] += n
+			}
+		}
+		if n := all.count(); n > 0 {
+			facts = append(facts, probes.Fact{Name: e.name + "_p95_seconds", Value: report.Of(all.sketch().Quantile(0.95))},
+				probes.Fact{Name: e.name + "_samples", Value: report.Of(n)})
+		}
 	}
-	now, err := s.histograms(*p.latency)
+	for _, e := range p.gauges {
+		if v, err := gauge(s, e.sel); err == nil {
+			facts = append(facts, probes.Fact{Name: e.name, Value: v})
+		}
+	}
+	return facts
+}
+
+// histogram adds to d what the histogram counted since the last scrape, and
+// keeps what it says now.
+func histogram(s scrape, sel Selector, last *map[string]buckets, restarted bool, d masses) error {
+	now, err := s.histograms(sel)
 	if err != nil {
 		return err
 	}
-	last := p.histogram
-	p.histogram = now
-	if last == nil {
+	before := *last
+	*last = now
+	if before == nil {
 		return errFirst
 	}
 	for key, b := range now {
-		if before := last[key]; !restarted {
-			d.add(before, b)
-		} else {
+		if restarted {
 			d.add(nil, b)
+		} else {
+			d.add(before[key], b)
 		}
 	}
 	return nil
@@ -222,6 +288,9 @@ func (p *Prom) counter(s scrape, i int, sel *Selector, restarted bool) (float64,
 		return 0, nil
 	}
 	now, err := s.series(*sel)
+	if err != nil && p.late && p.queue != nil && s[p.queue.Name] != nil && errors.Is(err, errNoMetric) {
+		now, err = map[string]float64{}, nil
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package prom
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,16 +36,36 @@ func get(ctx context.Context, client *http.Client, url string) (scrape, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("get %s: %s", url, resp.Status)
 	}
-	body := &io.LimitedReader{R: resp.Body, N: maxBody + 1}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(body)
-	if body.N <= 0 {
-		return nil, fmt.Errorf("get %s: more than %d bytes", url, maxBody)
-	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", url, err)
 	}
+	if len(body) > maxBody {
+		return nil, fmt.Errorf("get %s: more than %d bytes", url, maxBody)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", url, err)
+	}
+	declare(families, body)
 	return families, nil
+}
+
+// declare adds the families that are announced and have no series yet, which
+// the parser drops: a server that has had no request says so, it does not lack
+// the metric.
+func declare(families scrape, body []byte) {
+	for line := range bytes.Lines(body) {
+		rest, ok := bytes.CutPrefix(line, []byte("# TYPE "))
+		if !ok {
+			continue
+		}
+		name, kind, _ := strings.Cut(strings.TrimSpace(string(rest)), " ")
+		if t, known := dto.MetricType_value[strings.ToUpper(kind)]; known && families[name] == nil {
+			families[name] = &dto.MetricFamily{Name: &name, Type: dto.MetricType(t).Enum()}
+		}
+	}
 }
 
 // started returns when the server's process began by its own metric

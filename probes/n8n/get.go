@@ -1,0 +1,33 @@
+package n8n
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+)
+
+// maxBody is how much of an answer is read, in bytes.
+const maxBody = 64 << 10
+
+// get sends one request within half of the time that is left, so that the
+// next question still has some.
+func (n *N8N) get(ctx context.Context, method, path string) (status int, body string, err error) {
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, n.options.URL+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header.Set("User-Agent", "flymesh-probe")
+	resp, err := n.client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	return resp.StatusCode, string(b), err
+}
