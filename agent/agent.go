@@ -108,6 +108,9 @@ func open(o Options) (*agent, error) {
 		return nil, err
 	}
 	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, o.Config.Policy())
+	if err := raftstore.LibraryMetrics(a.reg); err != nil {
+		return nil, fmt.Errorf("register library metrics: %w", err)
+	}
 	if err := a.openCloud(o); err != nil {
 		return nil, err
 	}
@@ -154,7 +157,7 @@ func (a *agent) meshAddr() string {
 
 func (a *agent) openServer() error {
 	s, err := api.NewServer(api.Options{
-		Backend: a, TLS: a.tls, Logger: a.log, Gatherer: a.reg, Registerer: a.reg,
+		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: a.reg, Registerer: a.reg,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: net.JoinHostPort(a.self.PrivateIP, strconv.Itoa(a.cfg.Mesh.HealthPort)),
 	})

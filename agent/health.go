@@ -98,7 +98,7 @@ func prober(p config.Probe, root int, window time.Duration) (probes.Prober, erro
 			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope), Window: window,
 		})
 	case "redis":
-		return proberedis.New(proberedis.Options{Addr: addr})
+		return proberedis.New(proberedis.Options{Server: proberedis.Server{Addr: addr}})
 	}
 	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
 }
