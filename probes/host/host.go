@@ -61,7 +61,13 @@ type Host struct {
 
 	last    time.Time
 	machine cpu.TimesStat
+	reading probes.Reading // newest
 }
+
+// shortest is the least time that a rate is taken over, two periods of a quota.
+// A probe that was held up is followed by the next one at once; what was used
+// between the two, in one burst, is no rate.
+const shortest = 200 * time.Millisecond
 
 // New returns the prober of this machine.
 func New(o Options) *Host {
@@ -91,6 +97,9 @@ func (h *Host) Probe(ctx context.Context) (probes.Reading, error) {
 		return m, fmt.Errorf("read cpu times: %w", err)
 	}
 	now := time.Now()
+	if now.Sub(h.last) < shortest {
+		return h.reading, nil
+	}
 	wall := now.Sub(h.last).Seconds()
 	first := h.last.IsZero()
 	busy, steal := shares(h.machine, machine[0])
@@ -113,6 +122,7 @@ func (h *Host) Probe(ctx context.Context) (probes.Reading, error) {
 	if err != nil {
 		m.Problems = append(m.Problems, "memory: "+err.Error())
 	}
+	h.reading = m
 	return m, nil
 }
 

@@ -194,6 +194,25 @@ func TestReapedChildrenCount(t *testing.T) {
 	}
 }
 
+// A probe right after one that was held up must not make a rate of a burst.
+func TestNoRateOverAMoment(t *testing.T) {
+	c := child(t, "burn", "0.2")
+	h := New(Options{Cores: 1, Root: c.Process.Pid})
+	for range 2 {
+		if _, err := h.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(shortest)
+	}
+	first, err := h.Probe(t.Context())
+	if err != nil || !first.CPU.OK {
+		t.Fatalf("got %+v, %v", first, err)
+	}
+	if again, err := h.Probe(t.Context()); err != nil || again.CPU != first.CPU {
+		t.Errorf("got %+v, %v at once after %+v", again.CPU, err, first.CPU)
+	}
+}
+
 func TestGoneTreeIsUnknown(t *testing.T) {
 	c := child(t, "burn", "0.1")
 	h := New(Options{Cores: 1, Root: c.Process.Pid})
@@ -202,6 +221,7 @@ func TestGoneTreeIsUnknown(t *testing.T) {
 	}
 	_ = c.Process.Kill()
 	_ = c.Wait()
+	time.Sleep(shortest) // a rate needs so much time
 	m, err := h.Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
