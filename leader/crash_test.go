@@ -8,8 +8,7 @@ import (
 	"testing"
 	"time"
 
-	fly "github.com/superfly/fly-go"
-
+	"flymesh/leader/decide"
 	"flymesh/leader/flyapi/flytest"
 	"flymesh/raftstore/state"
 )
@@ -110,7 +109,8 @@ func TestCrashMatrix(t *testing.T) {
 func crash(t *testing.T, j journey, st stage, death string, fault *flytest.Fault) (o outcome) {
 	bubble(t, flytest.DefaultTiming(), func(s *stand) {
 		s.offer(0.5 * float64(j.want)) // neither rule has anything to say
-		s.seedMore(j)
+		s.seed("more", j.have-1, true)
+		s.seed("pool", j.pool, false)
 		s.lead("v0")
 		s.await("a primary", time.Minute, func() bool { return s.raft.state().Service("n8n").Primary != "" })
 		primary := s.raft.state().Service("n8n").Primary
@@ -137,7 +137,7 @@ func crash(t *testing.T, j journey, st stage, death string, fault *flytest.Fault
 			s.armAt(st.step, f)
 		}
 		watch := s.watchCap(3)
-		s.raft.person(state.Command{By: "ann", Scale: &state.Scale{Service: "n8n", Target: j.want}})
+		s.scale(j.want)
 		if death == "after the call" || death == "after the answer" {
 			s.dieAtCall(st, death, die)
 		}
@@ -165,22 +165,6 @@ func reaches(c state.Command, step state.Step) bool {
 		return step == state.StepIntent
 	}
 	return c.Advance != nil && c.Advance.To == step && c.Advance.From != step
-}
-
-// seedMore gives the service what the journey starts from.
-func (s *stand) seedMore(j journey) {
-	cfg := fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
-	for i := 1; i < j.have; i++ {
-		if _, err := s.api.Seed(flytest.Spec{App: appName, Name: fmt.Sprintf("more%d", i), Config: cfg, Start: true}); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	for i := range j.pool {
-		if _, err := s.api.Seed(flytest.Spec{App: appName, Name: fmt.Sprintf("pool%d", i), Config: cfg}); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	time.Sleep(time.Minute)
 }
 
 // armAt arms a fault when the step is committed, so that it meets the step's
@@ -241,9 +225,7 @@ func (s *stand) watchCap(limit int) (done func() string) {
 			}
 			n := 0
 			for _, m := range s.machines() {
-				switch m.State {
-				case "stopped", "suspended", "destroyed", "destroying":
-				default:
+				if !decide.Rests(m.State, time.Time{}, time.Now()) {
 					n++
 				}
 			}
@@ -279,11 +261,12 @@ func (s *stand) checkEnd(t *testing.T, j journey, primary string) {
 	}
 }
 
-// failures counts the operations that ended failed: each may leave one stopped
-// machine behind, which the next one starts or avoids.
+// failures counts the operations that ended failed and the machines whose host
+// was full: each may leave one stopped machine behind, which the next operation
+// starts or avoids.
 func (s *stand) failures() (n int) {
 	for _, e := range s.raft.state().Events {
-		if e.Kind == "up_failed" {
+		if e.Kind == "up_failed" || strings.Contains(e.Reason, "intent: the host of") {
 			n++
 		}
 	}

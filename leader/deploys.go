@@ -25,12 +25,10 @@ const (
 // service is frozen: nothing is decided, open operations wait where they are,
 // and what becomes of their machines is nobody's failure.
 type deploys struct {
-	mu     sync.Mutex        // guards all below
-	frozen map[string]string // by service: what the newest round saw
-	met    map[string]met    // by app: what a call was answered
-
-	// Only used by the term's own goroutine.
-	versions map[string]map[string]string // by app and machine: instance ID of the newest listing
+	mu       sync.Mutex                   // guards all below
+	frozen   map[string]string            // by service: what the newest listing shows
+	met      map[string]met               // by app: what a call was answered
+	versions map[string]map[string]string // by app and machine: instance ID in the newest listing
 	mixed    map[string]mixture           // by service
 }
 
@@ -83,23 +81,18 @@ func (d *deploys) meet(s Service, machine string, err error) {
 	d.met[s.App] = met{text, time.Now()}
 }
 
-// watchDeploys looks at the newest listings for deploys: leases of others,
-// machines that are being changed, and releases side by side.
-func (l *Leader) watchDeploys() {
-	now, d := time.Now(), l.deploys
-	changed := map[string]bool{}
+// watchDeploys looks at a new listing for deploys: leases of others, machines
+// that are being changed, and releases side by side. It comes before anybody
+// else sees the listing, so that nobody acts on what a deploy is in the middle of.
+func (l *Leader) watchDeploys(app string, ms []Machine) {
+	d := l.deploys
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed := d.update(app, ms)
 	for _, s := range l.Services {
-		n, _ := l.listed.of(s.App)
-		if n.err != nil || n.began.IsZero() {
-			continue
+		if s.App == app {
+			d.frozen[s.Policy.Name] = d.look(s.Policy.Name, members(s, ms), changed, time.Now())
 		}
-		if _, done := changed[s.App]; !done {
-			changed[s.App] = d.update(s.App, n.machines)
-		}
-		why := d.look(s.Policy.Name, l.machines(s), changed[s.App], now)
-		d.mu.Lock()
-		d.frozen[s.Policy.Name] = why
-		d.mu.Unlock()
 	}
 }
 
@@ -119,6 +112,7 @@ func (d *deploys) update(app string, ms []Machine) (changed bool) {
 	return changed
 }
 
+// look says what deploy the machines of a service show; with mu held.
 func (d *deploys) look(service string, ms []Machine, changed bool, now time.Time) string {
 	releases := map[string]bool{}
 	for _, m := range ms {

@@ -40,8 +40,10 @@ func (d *driver) cordon(ctx context.Context, s Service, op state.Op) error {
 	if m.State != "started" {
 		return d.finish(ctx, op, state.Abandoned, "machine "+op.Machine+" is "+m.State+" already", nil)
 	}
-	if err := d.mayStop(ctx, s, op); err != nil {
-		return d.finish(ctx, op, state.Abandoned, err.Error(), nil)
+	if veto, err := d.mayStop(ctx, s, op); err != nil {
+		return err
+	} else if veto != "" {
+		return d.finish(ctx, op, state.Abandoned, veto, nil)
 	}
 	return d.advance(ctx, op, state.StepCordon, op.Machine, "")
 }
@@ -71,8 +73,11 @@ func (d *driver) cordoned(ctx context.Context, s Service, op state.Op) error {
 // drain lets the machine finish what it has.
 func (d *driver) drain(ctx context.Context, s Service, op state.Op) error {
 	left := d.l.DrainTimeout - time.Since(op.StepAt)
-	if err := d.mayStop(ctx, s, op); err != nil {
-		return d.advance(ctx, op, state.StepUndo, op.Machine, err.Error())
+	if veto, err := d.mayStop(ctx, s, op); err != nil {
+		d.called = time.Time{}
+		return err
+	} else if veto != "" {
+		return d.advance(ctx, op, state.StepUndo, op.Machine, veto)
 	}
 	if err := d.allowed(ctx); err != nil {
 		return err
@@ -108,8 +113,11 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 	if m.State == "stopping" || m.State == "suspending" || !d.recall(30*time.Second) {
 		return nil
 	}
-	if err := d.mayStop(ctx, s, op); err != nil {
-		return d.advance(ctx, op, state.StepUndo, op.Machine, err.Error())
+	if veto, err := d.mayStop(ctx, s, op); err != nil {
+		d.called = time.Time{}
+		return err
+	} else if veto != "" {
+		return d.advance(ctx, op, state.StepUndo, op.Machine, veto)
 	}
 	if err := d.allowed(ctx); err != nil {
 		d.called = time.Time{}
@@ -155,28 +163,29 @@ func (l *Leader) release(ctx context.Context, app, machine string) error {
 }
 
 // mayStop holds the machine against everything that must never be stopped, as
-// it is now and not as it was when the removal was decided.
-func (d *driver) mayStop(ctx context.Context, s Service, op state.Op) error {
+// it is now and not as it was when the removal was decided. An error says that
+// it could not be told: the caller waits.
+func (d *driver) mayStop(ctx context.Context, s Service, op state.Op) (veto string, err error) {
 	if d.l.Store.State().Service(op.Service).Primary == op.Machine {
-		return fmt.Errorf("machine %s is the primary of %s", op.Machine, op.Service)
+		return fmt.Sprintf("machine %s is the primary of %s", op.Machine, op.Service), nil
 	}
 	if op.Machine == d.l.Self {
-		return fmt.Errorf("machine %s leads the mesh", op.Machine)
+		return fmt.Sprintf("machine %s leads the mesh", op.Machine), nil
 	}
 	if rep, ok := d.report(op.Machine); ok && rep.Busy {
-		return fmt.Errorf("machine %s is busy: %s", op.Machine, rep.Reason)
+		return fmt.Sprintf("machine %s is busy: %s", op.Machine, rep.Reason), nil
 	}
 	if op.Kind == state.OpDown {
 		if n, err := d.othersReady(ctx, s, op.Machine); err != nil {
-			return err
+			return "", err
 		} else if n == 0 {
-			return fmt.Errorf("machine %s is the last ready one of %s", op.Machine, op.Service)
+			return fmt.Sprintf("machine %s is the last ready one of %s", op.Machine, op.Service), nil
 		}
 	}
 	if err := d.l.Store.MayStop(ctx, op.Machine); err != nil {
-		return fmt.Errorf("machine %s holds a vote: %w", op.Machine, err)
+		return fmt.Sprintf("machine %s holds a vote: %v", op.Machine, err), nil
 	}
-	return nil
+	return "", nil
 }
 
 // othersReady counts the service's other machines that the API calls started

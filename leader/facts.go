@@ -15,7 +15,9 @@ func (l *Leader) facts(s Service, mem state.Service, now time.Time) decide.Facts
 	f.Hours = mem.Budget.Until(now).Spent.Hours()
 	f.Turns, f.TurnsUntil = mem.Budget.Turns(now)
 	switch lst, _ := l.listed.of(s.App); {
-	case lst.err != nil && lst.began.IsZero():
+	case lst.err == nil && lst.began.IsZero():
+		f.APIError = fmt.Sprintf("the Machines API has not answered yet for app %s", s.App)
+	case lst.began.IsZero():
 		f.APIError = fmt.Sprintf("the Machines API has not answered yet for app %s: %v", s.App, lst.err)
 	case lst.err != nil:
 		f.APIError = fmt.Sprintf("the Machines API does not answer for app %s (%s old): %v", s.App, now.Sub(lst.began).Round(time.Second), lst.err)

@@ -103,6 +103,9 @@ func (l *Leader) list(ctx context.Context) {
 			if old, _ := l.listed.of(app); err != nil && old.err == nil {
 				l.log.Warn("list machines failed", "app", app, "error", err)
 			}
+			if err == nil {
+				l.watchDeploys(app, ms)
+			}
 			l.listed.put(app, listing{machines: ms, began: began, err: err, errAt: time.Now()})
 		})
 	}
@@ -163,9 +166,14 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 
 // machines returns the service's machines of the newest listing, sorted by ID.
 func (l *Leader) machines(s Service) []Machine {
-	var ms []Machine
 	n, _ := l.listed.of(s.App)
-	for _, m := range n.machines {
+	return members(s, n.machines)
+}
+
+// members returns the machines of an app that are the service's, sorted by ID.
+func members(s Service, all []Machine) []Machine {
+	var ms []Machine
+	for _, m := range all {
 		if m.Group == s.Group && !m.Special {
 			ms = append(ms, m)
 		}

@@ -157,7 +157,9 @@ func (l *Leader) round(ctx context.Context, t Term) {
 		return
 	}
 	l.place(ctx, t)
+	l.meter(ctx, t)
 	in, plan := l.show(t)
+	l.noteShort(in, plan.Verdicts)
 	l.Metrics.round(plan.Verdicts)
 	l.tell(plan.Verdicts)
 	l.act(ctx, t, in, plan.Verdicts)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -33,8 +34,12 @@ type stand struct {
 	policy decide.Policy
 	svcs   []leader.Service
 
+	timing flytest.Timing
+	reach  func(http.RoundTripper) http.RoundTripper // what the voters' clients go through; nil: nothing
+
 	mu     sync.Mutex // guards all below
 	agents map[string]*machineAgent
+	dud    bool               // machines that boot from now on never become ready
 	load   map[string]float64 // machines' worth of work offered, by service
 }
 
@@ -60,13 +65,17 @@ func standPolicy(t *testing.T) decide.Policy {
 	}}}
 }
 
-func newStand(t *testing.T, timing flytest.Timing) *stand {
+func newStand(t *testing.T, timing flytest.Timing, with ...func(*stand)) *stand {
 	t.Helper()
-	s := &stand{t: t, agents: map[string]*machineAgent{}, load: map[string]float64{"n8n": 0.5}}
+	s := &stand{t: t, timing: timing, agents: map[string]*machineAgent{}, load: map[string]float64{"n8n": 0.5}}
 	s.policy = standPolicy(t)
-	s.svcs = []leader.Service{{Policy: s.policy.Services[0], App: appName, Group: "app", Owner: "mesh"}}
-	mem := &flytest.Memory{OnStart: s.boot, OnStop: s.halt}
-	api, err := flytest.New(flytest.Options{Launcher: mem, Timing: timing, Apps: []string{appName}, Seed: 1})
+	s.svcs = []leader.Service{{App: appName, Group: "app", Owner: "mesh"}}
+	for _, f := range with {
+		f(s)
+	}
+	s.svcs[0].Policy = s.policy.Services[0]
+	mem := &flytest.Memory{OnStart: s.boot, OnStop: s.halt, OnFreeze: s.freeze}
+	api, err := flytest.New(flytest.Options{Launcher: mem, Timing: s.timing, Apps: []string{appName}, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,12 +84,66 @@ func newStand(t *testing.T, timing flytest.Timing) *stand {
 	for i := range 3 {
 		s.voters = append(s.voters, s.newVoter(fmt.Sprintf("v%d", i)))
 	}
-	seed := fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
-	if _, err := api.Seed(flytest.Spec{App: appName, Name: "base", Config: seed, Start: true}); err != nil {
+	if _, err := api.Seed(flytest.Spec{App: appName, Name: "base", Config: s.config(), Start: true}); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(time.Minute) // the baseline has been up for a while
 	return s
+}
+
+// config is that of every seeded machine.
+func (s *stand) config() fly.MachineConfig {
+	return fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
+}
+
+// seed adds machines beside the first one.
+func (s *stand) seed(name string, n int, start bool) {
+	s.t.Helper()
+	for i := range n {
+		if _, err := s.api.Seed(flytest.Spec{App: appName, Name: fmt.Sprintf("%s%d", name, i), Config: s.config(), Start: start}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Minute)
+}
+
+// scale is a person's wish.
+func (s *stand) scale(n int) {
+	s.raft.person(state.Command{By: "ann", Scale: &state.Scale{Service: "n8n", Target: n}})
+}
+
+// mem is what the replicated state remembers of the service.
+func (s *stand) mem() state.Service { return s.raft.state().Service("n8n") }
+
+// verdict is the leader's newest.
+func (s *stand) verdict() decide.Verdict {
+	s.t.Helper()
+	for _, v := range s.voters {
+		if w, ok := v.leader.View(); ok {
+			return w.Verdicts[0]
+		}
+	}
+	return decide.Verdict{}
+}
+
+// blocked returns the detail of a guard that blocks now; empty: it does not.
+func (s *stand) blocked(c decide.Code) string {
+	for _, g := range s.verdict().Guards {
+		if g.Code == c && g.Blocks {
+			return g.Detail
+		}
+	}
+	return ""
+}
+
+// happened counts the events of a kind.
+func (s *stand) happened(kind string) (n int) {
+	for _, e := range s.raft.state().Events {
+		if e.Kind == kind {
+			n++
+		}
+	}
+	return n
 }
 
 // close ends everything and lets the bubble run dry.
@@ -147,6 +210,7 @@ type machineAgent struct {
 	done     chan struct{}
 	draining bool
 	mute     bool // reports nothing
+	frozen   bool // suspended
 	notReady bool
 }
 
@@ -154,9 +218,21 @@ func (s *stand) boot(b flytest.Boot) {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &machineAgent{id: b.ID, boot: b.InstanceID + time.Now().String(), cancel: cancel, done: make(chan struct{})}
 	s.mu.Lock()
+	a.notReady = s.dud
 	s.agents[b.ID] = a
 	s.mu.Unlock()
 	go s.live(ctx, a)
+}
+
+func (s *stand) freeze(b flytest.Boot, frozen bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.agents[b.ID]; a != nil {
+		a.frozen = frozen
+		if !frozen {
+			a.draining = false
+		}
+	}
 }
 
 func (s *stand) halt(b flytest.Boot, _ bool) {
@@ -186,7 +262,7 @@ func (s *stand) live(ctx context.Context, a *machineAgent) {
 		s.mu.Lock()
 		open := 0
 		for _, o := range s.agents {
-			if !o.draining && !o.notReady {
+			if !o.draining && !o.notReady && !o.frozen {
 				open++
 			}
 		}
@@ -200,7 +276,7 @@ func (s *stand) live(ctx context.Context, a *machineAgent) {
 		if a.draining {
 			r.Readiness, r.CPU = report.Draining, report.Of(0.05)
 		}
-		mute := a.mute
+		mute := a.mute || a.frozen
 		s.mu.Unlock()
 		if mute {
 			continue
@@ -246,7 +322,13 @@ type voter struct {
 }
 
 func (s *stand) newVoter(id string) *voter {
-	cloud, err := flyapi.New(flyapi.Options{Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("t")}, BaseURL: s.api.URL(), Transport: s.api.Transport()})
+	next := s.api.Transport()
+	if s.reach != nil {
+		next = s.reach(next)
+	}
+	cloud, err := flyapi.New(flyapi.Options{
+		Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("FlyV1 fm2_stand")}, BaseURL: s.api.URL(), Transport: next, UserAgent: "flymesh-" + id,
+	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -379,9 +461,9 @@ func (n node) MayStop(context.Context, string) error { return nil }
 func (n node) Roles() ([]string, string) { return []string{"v0", "v1", "v2"}, n.id }
 
 // bubble runs a test in virtual time.
-func bubble(t *testing.T, timing flytest.Timing, f func(s *stand)) {
+func bubble(t *testing.T, timing flytest.Timing, f func(s *stand), with ...func(*stand)) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, timing)
+		s := newStand(t, timing, with...)
 		defer s.close()
 		f(s)
 	})

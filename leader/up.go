@@ -230,6 +230,9 @@ func (d *driver) warming(ctx context.Context, s Service, op state.Op) error {
 	}
 	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
 	if err != nil {
+		if FaultOf(err) == Gone {
+			return d.finish(ctx, op, state.Failed, "machine "+op.Machine+" does not exist any more", nil)
+		}
 		return err
 	}
 	if m.State != "started" {
@@ -253,8 +256,10 @@ func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 	if !d.recall(10 * time.Second) {
 		return nil
 	}
-	if err := d.mayStop(ctx, s, op); err != nil {
+	if veto, err := d.mayStop(ctx, s, op); err != nil {
 		return err
+	} else if veto != "" {
+		return d.remark(ctx, op, veto)
 	}
 	if err := d.allowed(ctx); err != nil {
 		return err
@@ -263,12 +268,15 @@ func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 }
 
 // group returns the service's machines as the API lists them from now on: it
-// waits for the loop's next listing.
+// waits for the loop's next listing. One that shows a deploy is none to act on.
 func (d *driver) group(ctx context.Context, s Service) ([]Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*d.l.Round+10*time.Second)
 	defer cancel()
 	if _, err := d.l.listed.after(ctx, s.App); err != nil {
 		return nil, fmt.Errorf("wait for the next listing: %w", err)
+	}
+	if why := d.l.deploys.of(s); why != "" {
+		return nil, fmt.Errorf("a deploy is in progress: %s", why)
 	}
 	return d.l.machines(s), nil
 }
