@@ -31,6 +31,8 @@ type Options struct {
 	Seed  uint64 `default:"1" help:"seed of the jitter of the load"`
 	Agent string `type:"path" help:"the agent binary (default: the file agent beside this program)"`
 	State string `type:"path" help:"directory for logs and files, kept at the end (default: a temporary one, removed)"`
+
+	NoCgroups bool `help:"do not limit machines by cgroup quotas, as where none can be made"`
 }
 
 // ErrFailed says that something of what the demo promises did not happen. The
@@ -67,7 +69,7 @@ func Run(ctx context.Context, o Options, dial func(socket string) Mesh, stdout, 
 		return err
 	}
 	introduce(out, path)
-	em, err := emulator.Start(ctx, emulator.Options{Agent: o.Agent, Config: path, Listen: "127.0.0.1:0", State: dir, Seed: o.Seed},
+	em, err := emulator.Start(ctx, emulator.Options{Agent: o.Agent, Config: path, Listen: "127.0.0.1:0", State: dir, Seed: o.Seed, NoCgroups: o.NoCgroups},
 		slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,8 +42,16 @@ type Killing struct {
 // killLeader kills the mesh half of the leader's agent with SIGKILL, watches
 // the app beside it and measures how long the mesh is without a leader.
 func (s *story) killLeader(ctx context.Context) (Killing, error) {
-	before, err := s.mesh.status(ctx)
-	if err != nil {
+	var before api.Status
+	err := until(ctx, "a cooldown to run", 5*time.Second, func(ctx context.Context) (bool, string) {
+		st, err := s.mesh.status(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		before = st
+		return slices.ContainsFunc(st.Services, cooling), "no service is in its cooldown"
+	})
+	if before.Leader == nil {
 		return Killing{}, fmt.Errorf("find leader: %w", err)
 	}
 	m, ok := s.em.Machine(before.Leader.Machine)
@@ -87,7 +96,7 @@ func (s *story) killLeader(ctx context.Context) (Killing, error) {
 		}
 	}
 	for _, was := range before.Services {
-		if was.CooldownUntil == nil || was.CooldownUntil.Before(time.Now()) {
+		if !cooling(was) {
 			continue
 		}
 		k.Cooldowns++
@@ -116,6 +125,11 @@ func (s *story) killLeader(ctx context.Context) (Killing, error) {
 	return k, err
 }
 
+// cooling says whether the cooldown of a service runs for a while longer.
+func cooling(s api.ServiceStatus) bool {
+	return s.CooldownUntil != nil && time.Until(*s.CooldownUntil) > time.Second/2
+}
+
 // meshHalf finds the process of a machine's agent that does the mesh's work:
 // the one whose parent, the supervisor of the app, is the same program.
 func meshHalf(agent, machine string) (int, error) {
@@ -141,19 +155,30 @@ func meshHalf(agent, machine string) (int, error) {
 		if err != nil || !bytes.Contains(append([]byte{0}, env...), []byte("\x00FLY_MACHINE_ID="+machine+"\x00")) {
 			continue
 		}
-		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if err != nil || len(fields) < 2 {
-			continue
+		if p, err := parent(pid); err == nil {
+			parents[pid] = p
 		}
-		parents[pid], _ = strconv.Atoi(fields[1])
 	}
-	for pid, parent := range parents {
-		if _, ok := parents[parent]; ok {
+	for pid, p := range parents {
+		if _, ok := parents[p]; ok {
 			return pid, nil
 		}
 	}
 	return 0, fmt.Errorf("machine %s: no mesh half among %d agent processes", machine, len(parents))
+}
+
+// parent reads a process's parent from proc(5).
+func parent(pid int) (int, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The command name is in parentheses and may hold spaces and parentheses.
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(f) < 2 {
+		return 0, fmt.Errorf("read stat of process %d: too short", pid)
+	}
+	return strconv.Atoi(f[1])
 }
 
 // watchApp asks a machine's app ten times a second whether it serves, straight

@@ -18,8 +18,8 @@ import (
 const (
 	firstWave  = 1.3  // too much for one machine
 	secondWave = 1.7  // too much for two under the 80 % line, right for three
-	tooMuch    = 3.3  // too much for the cap
-	trickle    = 0.22 // little enough for one
+	tooMuch    = 3.0  // too much for three under the 80 % line
+	trickle    = 0.18 // little enough for one
 )
 
 // work is the CPU time that a request of the loaded apps burns.

@@ -31,6 +31,8 @@ type Options struct {
 	Listen string `default:"127.0.0.1:4280" help:"address of the Machines API; loopback, since its control part asks no token"`
 	State  string `type:"path" help:"directory for root filesystems, logs and the secret, kept at the end (default: a temporary one, removed)"`
 	Seed   uint64 `default:"0" help:"seed of machine IDs and names (0: unpredictable)"`
+
+	NoCgroups bool `help:"do not limit machines by cgroup quotas: CPU is accounted by process tree, and the apps hold themselves back"`
 }
 
 // Emulator is a running fleet of baseline machines with its API.
@@ -84,7 +86,7 @@ func (e *Emulator) start(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	launcher, err := flytest.NewProcesses(flytest.ProcessOptions{Dir: e.dir, Log: log, Allowance: func(b flytest.Boot) float64 {
+	launcher, err := flytest.NewProcesses(flytest.ProcessOptions{Dir: e.dir, Log: log, NoCgroups: e.o.NoCgroups, Allowance: func(b flytest.Boot) float64 {
 		s, _ := e.cfg.ServiceOf(b.App, b.Group)
 		return e.sizes.cores[s.Name]
 	}})
