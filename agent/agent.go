@@ -44,6 +44,9 @@ type Options struct {
 	Version    string
 	Supervisor *supervise.Child // nil: nobody supervises, and the app is taken to run
 	Logger     *slog.Logger
+
+	PagerDutyKey identity.Token // routing key; none: PagerDuty is not told
+	WebhookKey   identity.Token // signs the webhook
 }
 
 // agent is one running mesh half.
@@ -65,6 +68,8 @@ type agent struct {
 	leader  *leader.Leader
 	health  *health
 	server  *api.Server
+
+	receivers []leader.Receiver
 }
 
 // Check says what is missing for an agent to start on this machine.
@@ -123,7 +128,9 @@ func open(o Options) (*agent, error) {
 	if err := a.openStore(); err != nil {
 		return nil, err
 	}
+	a.receivers = a.openReceivers(o)
 	a.openLeader()
+	a.reg.MustRegister(newCollector(a), leader.NewCollector(a.leader))
 	return a, nil
 }
 
@@ -284,7 +291,7 @@ func (a *agent) openLeader() {
 		Self: a.self.ID, Policy: a.cfg.Policy(), Reports: a.reports, Agents: agents{a},
 		Round: a.cfg.Mesh.ReportEvery, DrainTimeout: a.cfg.Mesh.DrainTimeout,
 		StartTimeout: a.cfg.Mesh.StartTimeout, ReadyTimeout: a.cfg.Mesh.ReadyTimeout, PinGrace: a.cfg.Mesh.PinGrace,
-		Logger: a.log, Metrics: leader.NewMetrics(a.reg),
+		Logger: a.log, Metrics: leader.NewMetrics(a.reg), Alerting: a.alerting(),
 	}
 	for _, s := range a.cfg.Services {
 		o.Services = append(o.Services, leader.Service{
@@ -318,6 +325,7 @@ func (a *agent) run(ctx context.Context) error {
 		{"reports", a.reports.Run},
 		{"raft", a.store.Run},
 		{"leader", a.runLeader},
+		{"leaderless", a.runLeaderless},
 		{"probes", a.health.run},
 		{"reporter", a.runReporter},
 		{"roles", a.runRoles},

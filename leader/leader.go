@@ -71,6 +71,7 @@ type Options struct {
 	PinGrace     time.Duration // a stopped primary keeps its place this long
 	Logger       *slog.Logger
 	Metrics      *Metrics
+	Alerting     Alerting
 }
 
 // minRound is the shortest pause between rounds: the API allows about one
@@ -137,6 +138,10 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	defer l.log.Info("no longer leading", "term", t.Number)
 
 	l.show(t) // what the reports say is known before the API has answered
+	for _, r := range l.Alerting.Receivers {
+		l.drivers.Go(func() { l.deliver(ctx, t, r) })
+	}
+	l.Metrics.begin(l.Store.State())
 	l.fresh(ctx, t)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
@@ -162,8 +167,10 @@ func (l *Leader) round(ctx context.Context, t Term) {
 	l.noteShort(in, plan.Verdicts)
 	l.Metrics.round(plan.Verdicts)
 	l.tell(plan.Verdicts)
+	l.alerts(ctx, t, in, plan.Verdicts)
 	l.act(ctx, t, in, plan.Verdicts)
 	l.admit(ctx, t)
+	l.Metrics.ended(l.Store.State())
 }
 
 // show decides without acting, for status and why.

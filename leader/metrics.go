@@ -1,33 +1,41 @@
 package leader
 
 import (
+	"errors"
+	"strings"
+
 	"flymesh/leader/decide"
+	"flymesh/raftstore/state"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Metrics counts what the leader decides. A nil *Metrics counts nothing.
+// Metrics counts what the leader decides, does and tells. Counters are of this
+// machine's own terms: over the mesh they are summed. A nil *Metrics counts
+// nothing. What a leader knows of the mesh is Collector's.
 type Metrics struct {
-	decisions *prometheus.CounterVec
-	machines  *prometheus.GaugeVec
+	decisions  *prometheus.CounterVec
+	operations *prometheus.CounterVec
+	notices    *prometheus.CounterVec
+	seen       uint64 // index of the newest event counted; only the term's goroutine uses it
 }
 
-// NewMetrics registers the leader's metrics.
+// NewMetrics registers the leader's counters.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	f := promauto.With(reg)
 	return &Metrics{
 		decisions: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "flymesh_leader_decisions_total", Help: "Verdicts of the policy, one per service and round.",
 		}, []string{"service", "verdict", "reason"}),
-		machines: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "flymesh_leader_machines", Help: "Machines of a service by how they count against its cap.",
-		}, []string{"service", "as"}),
+		operations: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "flymesh_leader_operations_total", Help: "Scaling steps that ended, by kind and outcome.",
+		}, []string{"service", "kind", "outcome"}),
+		notices: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "flymesh_leader_notices_total", Help: "Attempts to tell a receiver of an alert, by outcome.",
+		}, []string{"receiver", "outcome"}),
 	}
 }
-
-// countedAs is the closed set of the label "as".
-var countedAs = [...]string{"ready", "starting", "unknown", "stopping", "draining", "stopped"}
 
 func (m *Metrics) round(verdicts []decide.Verdict) {
 	if m == nil {
@@ -35,12 +43,46 @@ func (m *Metrics) round(verdicts []decide.Verdict) {
 	}
 	for _, v := range verdicts {
 		m.decisions.WithLabelValues(v.Service, v.Verdict, string(v.Reason.Code)).Inc()
-		n := map[string]int{}
-		for _, c := range v.Counted {
-			n[c.As]++
+	}
+}
+
+// begin leaves what earlier leaders did to their own counters.
+func (m *Metrics) begin(st *state.State) {
+	if m != nil && len(st.Events) > 0 {
+		m.seen = st.Events[len(st.Events)-1].Index
+	}
+}
+
+// ended counts the operations that ended since it was called last.
+func (m *Metrics) ended(st *state.State) {
+	if m == nil {
+		return
+	}
+	for _, e := range st.Events {
+		if e.Index <= m.seen {
+			continue
 		}
-		for _, as := range countedAs {
-			m.machines.WithLabelValues(v.Service, as).Set(float64(n[as]))
+		m.seen = e.Index
+		kind, outcome, ok := strings.Cut(e.Kind, "_")
+		switch state.Outcome(outcome) {
+		case state.Done, state.Failed, state.Abandoned:
+			if k := state.OpKind(kind); ok && (k == state.OpUp || k == state.OpDown) {
+				m.operations.WithLabelValues(e.Service, kind, outcome).Inc()
+			}
 		}
 	}
+}
+
+func (m *Metrics) notified(receiver string, err error) {
+	if m == nil {
+		return
+	}
+	outcome := "ok"
+	switch {
+	case errors.Is(err, ErrRefused):
+		outcome = "refused"
+	case err != nil:
+		outcome = "failed"
+	}
+	m.notices.WithLabelValues(receiver, outcome).Inc()
 }

@@ -33,6 +33,7 @@ type stand struct {
 	voters []*voter
 	policy decide.Policy
 	svcs   []leader.Service
+	tweak  func(*leader.Options) // of each voter; nil: none
 
 	timing flytest.Timing
 	reach  func(http.RoundTripper) http.RoundTripper // what the voters' clients go through; nil: nothing
@@ -334,11 +335,15 @@ func (s *stand) newVoter(id string) *voter {
 	}
 	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
 	v.reports = leader.NewReports(every, s.policy)
-	v.leader = leader.New(leader.Options{
+	o := leader.Options{
 		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Reports: v.reports,
 		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: 2 * time.Minute, ReadyTimeout: 5 * time.Minute,
 		PinGrace: 2 * time.Minute, Logger: slog.New(slog.DiscardHandler),
-	})
+	}
+	if s.tweak != nil {
+		s.tweak(&o)
+	}
+	v.leader = leader.New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = v.reports.Run(ctx) })

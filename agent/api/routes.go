@@ -101,6 +101,19 @@ func (s *Server) routes(door string) http.Handler {
 		return func(ctx context.Context) (any, error) { return b.Resume(ctx, q) }, nil
 	}))
 	s.raftRoutes(door, handle)
+	handle("GET", PathAlerts, s.leading(maxBody, func(*http.Request, []byte) (work, error) {
+		return func(ctx context.Context) (any, error) { return b.Alerts(ctx) }, nil
+	}))
+	handle("POST", PathSilence, s.leading(maxBody, func(_ *http.Request, body []byte) (work, error) {
+		var q SilenceRequest
+		if err := decodeStrict(body, &q); err != nil {
+			return nil, err
+		}
+		if err := q.check(); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) (any, error) { return b.Silence(ctx, q) }, nil
+	}))
 	if door != "mesh" {
 		return mux
 	}

@@ -29,6 +29,8 @@ const (
 	PathWindows = "/v1/windows" // GET -> bytes of window.Window.Export (mesh port only)
 	PathDrain   = "/v1/drain"   // POST DrainRequest -> leader.DrainResult, by the machine itself (mesh port only)
 	PathAdmit   = "/v1/admit"   // POST AdmitRequest, by the machine itself (mesh port only)
+	PathAlerts  = "/v1/alerts"  // GET -> Alerts
+	PathSilence = "/v1/silence" // POST SilenceRequest -> Accepted
 	PathHealth  = "/health"     // GET -> Health, 200 in ready, else 503
 	PathMetrics = "/metrics"
 )
@@ -171,6 +173,8 @@ type Leading interface {
 	Scale(ctx context.Context, r ScaleRequest) (Accepted, error)
 	Pause(ctx context.Context, r PauseRequest) (Accepted, error)
 	Resume(ctx context.Context, r PauseRequest) (Accepted, error)
+	Alerts(ctx context.Context) (Alerts, error)
+	Silence(ctx context.Context, r SilenceRequest) (Accepted, error)
 	Propose(ctx context.Context, c state.Command) (state.Result, error)
 	Windows(ctx context.Context) ([]byte, error)
 }

@@ -53,6 +53,7 @@ func CheckEnv(c *Config, getenv func(string) string) Problems {
 			return problems
 		}
 	}
+	problems = append(problems, checkAlertKeys(c, getenv)...)
 	_, missing := identity.Tokens(getenv, c.TokenApps())
 	for _, app := range missing {
 		problems = append(problems, envProblem(identity.TokenEnv(app),

@@ -14,6 +14,7 @@ import (
 // Config is a whole mesh.toml with all defaults filled in.
 type Config struct {
 	Mesh     Mesh
+	Alerts   Alerts
 	Services []Service // in file order
 	Jobs     []Job     // in file order
 
@@ -52,6 +53,8 @@ type Service struct {
 	Policy   decide.Service // name, baseline, max, rules, cooldown, mode, pinned, min_samples, ...
 	StopMode string         // stop | suspend
 	Owner    string         // mesh | proxy
+	Page     []decide.Rule  // who breaks one of these calls somebody
+	Warn     []decide.Rule  // these are told, and call nobody
 	Regions  []string       // where machines are created, in this order; empty: where the copied one runs
 }
 

@@ -35,6 +35,10 @@ func Default() Config {
 		MeshPort:      7947,
 		HealthPort:    9470,
 		Socket:        "/run/flymesh/agent.sock",
+	}, Alerts: Alerts{
+		NoDataAfter:   5 * time.Minute,
+		NoLeaderAfter: time.Minute,
+		PagerDutyURL:  "https://events.pagerduty.com/v2/enqueue",
 	}}
 }
 

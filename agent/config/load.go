@@ -51,6 +51,7 @@ func parse(name string, data []byte) (*Config, *file) {
 	c := Default()
 	root := f.table("", "", tree)
 	c.Mesh = readMesh(root.sub("mesh"), c.Mesh)
+	c.Alerts = readAlerts(root.sub("alerts"), c.Alerts)
 	services := root.sub("service")
 	services.free = true
 	for _, name := range names(md, "service") {

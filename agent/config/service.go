@@ -53,6 +53,9 @@ func readService(t *table, name string, m Mesh) Service {
 	s.Policy.Up = readRules(t, "up", up, said, ">", m, sources)
 	s.Policy.Down = readRules(t, "down", down, said, "<", m, sources)
 	checkRules(t, s.Policy)
+	page, warn := defaultAlerts(s.Targets, sources)
+	s.Page = readRules(t, "page", page, said, "", m, sources)
+	s.Warn = readRules(t, "warn", warn, "the targets for 5m whose metric has a probe", "", m, sources)
 	return s
 }
 
@@ -109,7 +112,7 @@ func readTargets(t *table, d Targets) Targets {
 	}
 }
 
-// readRules reads up (op ">") or down (op "<").
+// readRules reads up (op ">"), down (op "<") or alerts (either).
 func readRules(t *table, key string, fallback []string, said, op string, m Mesh, sources map[decide.Metric]bool) []decide.Rule {
 	var rules []decide.Rule
 	for i, text := range t.list(key, fallback, said) {
@@ -120,7 +123,7 @@ func readRules(t *table, key string, fallback []string, said, op string, m Mesh,
 			_, why, _ := strings.Cut(err.Error(), decide.ErrRule.Error()+": ")
 			t.f.bad(at, literal(text), "%s", cmp.Or(why, err.Error()))
 			continue
-		case r.Op != op:
+		case op != "" && r.Op != op:
 			t.f.bad(at, literal(text), "rules of %s compare with %q", key, op)
 		case r.For < m.ReportEvery:
 			t.f.bad(at, literal(text), "its duration must be at least mesh.report_every (%s), or no report falls into it", shortDuration(m.ReportEvery))

@@ -213,6 +213,7 @@ func meshOptions(o options, log *slog.Logger) (agent.Options, error) {
 	ao := agent.Options{
 		Config: cfg, Machine: m, Secret: secret, Tokens: tokens, APIBase: os.Getenv("FLY_FLAPS_BASE_URL"),
 		Version: version, Supervisor: child, Logger: log,
+		PagerDutyKey: identity.NewToken(os.Getenv(config.PagerDutyKeyEnv)), WebhookKey: identity.NewToken(os.Getenv(config.WebhookKeyEnv)),
 	}
 	return ao, agent.Check(ao)
 }

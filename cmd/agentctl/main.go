@@ -51,6 +51,7 @@ type cli struct {
 	Pause  pauseCmd  `cmd:"" help:"stop scaling a service for a while"`
 	Resume resumeCmd `cmd:"" help:"end a pause"`
 	Raft   raftCmd   `cmd:"" help:"show and steer the agreement between the voters"`
+	Alerts alertsCmd `cmd:"" help:"show what people are told, or keep a rule quiet"`
 	Secret secretCmd `cmd:"" help:"make secrets"`
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`

@@ -71,6 +71,12 @@ func (s *State) do(index uint64, c Command) Result {
 		return s.wait(index, c)
 	case c.Meter != nil:
 		return s.meter(index, c)
+	case c.SetAlert != nil:
+		return s.setAlert(index, c)
+	case c.TellAlert != nil:
+		return s.tellAlert(index, c)
+	case c.Silence != nil:
+		return s.silence(index, c)
 	case c.Note != nil:
 		n := c.Note
 		s.tell(index, c, Event{Kind: n.Kind, Service: n.Service, Machine: n.Machine, Reason: n.Reason})

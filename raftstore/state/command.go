@@ -33,6 +33,10 @@ type Command struct {
 	Note    *Note    `json:"note,omitempty"`
 	Wait    *Wait    `json:"wait,omitempty"`
 	Meter   *Meter   `json:"meter,omitempty"`
+
+	SetAlert  *SetAlert  `json:"set_alert,omitempty"`
+	TellAlert *TellAlert `json:"tell_alert,omitempty"`
+	Silence   *Silence   `json:"silence,omitempty"`
 }
 
 // Elect announces a new leader; a lower term than the newest is stale.

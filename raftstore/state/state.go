@@ -32,6 +32,9 @@ type State struct {
 	Touched  []Touch             `json:"touched"`  // machines of operations that ended of late, oldest first
 	Events   []Event             `json:"events"`   // oldest first
 	Seen     []Seen              `json:"seen"`     // newest requests, oldest first
+
+	Alerts   map[string]Alert    `json:"alerts,omitempty"`   // those that are not at rest, by Alert.Key
+	Silences map[string]Silenced `json:"silences,omitempty"` // by rule or key
 }
 
 // Service is what is remembered of one service.
@@ -188,6 +191,7 @@ func (s *State) Clone() *State {
 	c.Touched = slices.Clone(s.Touched)
 	c.Events = slices.Clone(s.Events)
 	c.Seen = slices.Clone(s.Seen)
+	c.Alerts, c.Silences = s.cloneAlerts()
 	return &c
 }
 

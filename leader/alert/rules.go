@@ -1,0 +1,54 @@
+package alert
+
+import (
+	"fmt"
+	"time"
+
+	"flymesh/leader/decide"
+)
+
+// The rules that are not about a metric.
+const (
+	NoDataRule      = "no_data"          // no machine of a service is heard
+	CapRule         = "cap_reached"      // a rule asks for more machines than the cap allows
+	BudgetRule      = "budget_near"      // the day's machine time is nearly used
+	OperationRule   = "operation_failed" // the newest step of a service failed
+	ImprovementRule = "no_improvement"   // additions do not help: the cause is downstream
+	QuorumRule      = "quorum_edge"      // one more voter lost, and nobody can lead
+	ConfigRule      = "config_differs"   // machines run with different mesh.toml
+	NoLeaderRule    = "no_leader"        // told by each agent that sees it, under one key
+)
+
+// Metrics turns a service's text rules into alert rules. Their names are made
+// of metric and severity: p95_page, and p95_page_2 for a second one.
+func Metrics(service, severity string, rules []decide.Rule) []Rule {
+	var out []Rule
+	seen := map[string]int{}
+	for _, w := range rules {
+		name := fmt.Sprintf("%s_%s", w.Metric, severity)
+		if seen[name]++; seen[name] > 1 {
+			name = fmt.Sprintf("%s_%d", name, seen[name])
+		}
+		out = append(out, Rule{Name: name, Service: service, Severity: severity, When: w, For: w.For, Summary: w.Text})
+	}
+	return out
+}
+
+// OfService returns what the mesh itself says of one service.
+func OfService(service string) []Rule {
+	return []Rule{
+		{Name: NoDataRule, Service: service, Severity: Page, For: 2 * time.Minute, Summary: "no machine of the service is heard"},
+		{Name: CapRule, Service: service, Severity: Page, For: 2 * time.Minute, Summary: "the cap is reached and a rule still asks for more"},
+		{Name: BudgetRule, Service: service, Severity: Warn, Summary: "the day's budget of machine time is nearly used"},
+		{Name: OperationRule, Service: service, Severity: Warn, Summary: "the newest scaling step failed"},
+		{Name: ImprovementRule, Service: service, Severity: Page, Summary: "more machines do not help: the cause is downstream"},
+	}
+}
+
+// OfMesh returns what the mesh says of itself.
+func OfMesh() []Rule {
+	return []Rule{
+		{Name: QuorumRule, Severity: Page, For: time.Minute, Summary: "one more voter lost, and nobody can lead"},
+		{Name: ConfigRule, Severity: Warn, For: 15 * time.Minute, Summary: "machines run with different mesh.toml"},
+	}
+}
