@@ -94,7 +94,9 @@ func Run(ctx context.Context, o Options, dial func(socket string) Mesh, stdout, 
 	}
 	sum := s.summary(failed, began)
 	if o.JSON {
-		err = json.NewEncoder(stdout).Encode(sum)
+		enc := json.NewEncoder(stdout)
+		enc.SetEscapeHTML(false) // reasons hold > and <
+		err = enc.Encode(sum)
 	} else {
 		sum.print(out)
 	}

@@ -18,7 +18,7 @@ import (
 const (
 	firstWave  = 1.3  // too much for one machine
 	secondWave = 1.7  // too much for two under the 80 % line, right for three
-	tooMuch    = 3.0  // too much for three under the 80 % line
+	tooMuch    = 2.75 // too much for three under the 80 % line
 	trickle    = 0.18 // little enough for one
 )
 
