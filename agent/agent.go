@@ -112,6 +112,7 @@ func open(o Options) (*agent, error) {
 	if a.health, err = newHealth(a, o.Supervisor); err != nil {
 		return nil, err
 	}
+	a.reg.MustRegister(a.health)
 	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, o.Config.Policy())
 	if err := raftstore.LibraryMetrics(a.reg); err != nil {
 		return nil, fmt.Errorf("register library metrics: %w", err)

@@ -50,12 +50,12 @@ func (a *agent) Drain(ctx context.Context, r api.DrainRequest) (leader.DrainResu
 	return a.health.idle(ctx, r.Deadline)
 }
 
-// Admit is the leader's word that this boot may be ready.
+// Admit is the leader's word that this boot may be ready, or may no longer.
 func (a *agent) Admit(_ context.Context, r api.AdmitRequest) error {
 	if r.Boot != a.boot {
 		return fmt.Errorf("admit boot %q: this is boot %q", r.Boot, a.boot)
 	}
-	a.health.admit()
+	a.health.admit(r.Revoke)
 	return nil
 }
 

@@ -9,20 +9,21 @@ import (
 	"time"
 
 	"flymesh/agent/api"
-	"flymesh/agent/config"
+	"flymesh/agent/proxy"
 	"flymesh/agent/supervise"
 	"flymesh/leader"
 	"flymesh/probes"
 	"flymesh/probes/gate"
-	"flymesh/probes/host"
-	probehttp "flymesh/probes/http"
-	"flymesh/probes/prom"
-	proberedis "flymesh/probes/redis"
 	"flymesh/probes/report"
 )
 
 // stepEvery is how often readiness is judged. A change is told at once.
 const stepEvery = 100 * time.Millisecond
+
+// failAfter is how many looks of the probes in a row must fail before a ready
+// machine takes no more traffic: one lost answer is no outage. The end of the
+// app's process needs no second look.
+const failAfter = 2
 
 // health is what this machine measures and whether it takes traffic: the
 // probes, the readiness gate and the drain.
@@ -30,6 +31,7 @@ type health struct {
 	a      *agent
 	child  *supervise.Child // nil: nobody supervises
 	runner *probes.Runner
+	proxy  *proxy.Proxy // nil: the app takes its traffic itself
 	gated  bool
 
 	// changed is sent to when readiness changes.
@@ -37,7 +39,9 @@ type health struct {
 
 	mu        sync.Mutex // guards all below
 	gate      *gate.Gate
+	looks     uint64 // of the probes, at the last step
 	admitted  bool
+	revoked   bool // the leader took the admission back
 	leaving   bool // the machine is about to stop: no way back
 	draining  bool // the leader wants it empty
 	readiness report.Readiness
@@ -62,52 +66,22 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 		}
 		list = append(list, probes.Schedule{Prober: pr, Every: p.Every, Timeout: p.Timeout, Ready: p.Ready})
 	}
+	front, err := openProxy(a)
+	if err != nil {
+		return nil, err
+	}
+	if front != nil {
+		list = append(list, probes.Schedule{Prober: front, Every: a.cfg.Mesh.ReportEvery, Timeout: a.cfg.Mesh.ReportEvery})
+	}
 	runner, err := probes.NewRunner(list, a.log)
 	if err != nil {
 		return nil, fmt.Errorf("make probes of service %s: %w", a.svc.Name, err)
 	}
 	gated := a.svc.Gate == "leader"
 	return &health{
-		a: a, child: child, runner: runner, gated: gated, changed: make(chan struct{}, 1), since: time.Now(),
-		gate: gate.New(gate.Options{Gated: gated, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
+		a: a, child: child, runner: runner, proxy: front, gated: gated, changed: make(chan struct{}, 1), since: time.Now(),
+		gate: gate.New(gate.Options{Gated: gated, FailAfter: failAfter, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
 	}, nil
-}
-
-// prober makes the probe that mesh.toml describes. root is the process whose
-// tree is the machine's, where no cgroup and no machine tells.
-func prober(p config.Probe, root int, window time.Duration) (probes.Prober, error) {
-	url, err := expand(p.URL)
-	if err != nil {
-		return nil, err
-	}
-	addr, err := expand(p.Addr)
-	if err != nil {
-		return nil, err
-	}
-	switch p.Type {
-	case "host":
-		cores, err := host.Allowance(p.CPU, os.Getenv(host.AllowanceEnv))
-		if err != nil {
-			return nil, err
-		}
-		return host.New(host.Options{Root: root, Cores: cores}), nil
-	case "http":
-		return probehttp.New(probehttp.Options{URL: url, Status: p.Status, Body: p.Body})
-	case "prometheus":
-		return prom.New(prom.Options{
-			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope), Window: window,
-		})
-	case "redis":
-		return proberedis.New(proberedis.Options{Server: proberedis.Server{Addr: addr}})
-	}
-	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
-}
-
-func scope(s string) report.QueueScope {
-	if s == "service" {
-		return report.QueueService
-	}
-	return report.QueueMachine
 }
 
 // run probes and judges until ctx ends.
@@ -115,6 +89,12 @@ func (h *health) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { _ = h.runner.Run(ctx) })
+	var lost <-chan error // the proxy's end
+	if h.proxy != nil {
+		ended := make(chan error, 1)
+		wg.Go(func() { ended <- h.proxy.Run(ctx) })
+		lost = ended
+	}
 	var drains <-chan supervise.DrainRequest
 	if h.child != nil {
 		drains = h.child.Drains()
@@ -131,6 +111,8 @@ func (h *health) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-lost:
+			return err // a mesh half that starts anew listens again
 		case <-t.C:
 		case d := <-drains:
 			wg.Go(func() { h.leave(ctx, d) })
@@ -141,6 +123,7 @@ func (h *health) run(ctx context.Context) error {
 // step judges readiness from what the probes say now.
 func (h *health) step() {
 	m, problems := h.runner.Collect()
+	looks := h.runner.Looks()
 	up := true
 	if h.child != nil {
 		select {
@@ -153,13 +136,25 @@ func (h *health) step() {
 	if !ok && reason == "" {
 		reason = strings.Join(problems, "; ")
 	}
+	// A probe that warms the app up says when that is done; without one the app
+	// is warm when its probes succeed.
+	warm := ok
+	if m.Warm != nil {
+		warm = *m.Warm
+	}
 	leads := h.a.leaderKnown()
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	same := looks > 0 && looks == h.looks
+	h.looks = looks
+	closed := h.draining || h.leaving
+	if h.proxy != nil {
+		h.proxy.Drain(closed)
+	}
 	r, why, since := h.gate.Step(time.Now(), gate.Input{
-		AppUp: up, ProbesOK: ok, Reason: reason, WarmedUp: ok, Admitted: h.admitted, LeaderKnown: leads,
-		Draining: h.draining || h.leaving,
+		AppUp: up, ProbesOK: ok, Reason: reason, Same: same, WarmedUp: warm, Admitted: h.admitted, Revoked: h.revoked,
+		LeaderKnown: leads, Draining: closed,
 	})
 	if r != h.readiness {
 		h.a.log.Info("readiness changed", "from", h.readiness.String(), "to", r.String(), "reason", why)
@@ -199,10 +194,13 @@ func (h *health) problems() []string {
 	return out
 }
 
-func (h *health) admit() {
+// admit follows the leader's word on this boot: that it may be ready, or that
+// it may no longer.
+func (h *health) admit(revoke bool) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.admitted = true
+	h.admitted, h.revoked = !revoke, revoke
+	h.mu.Unlock()
+	h.step()
 }
 
 func (h *health) drain(on bool) {

@@ -4,7 +4,94 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
+
+	"flymesh/agent/config"
+	"flymesh/agent/proxy"
+	"flymesh/probes"
+	"flymesh/probes/bull"
+	"flymesh/probes/embeddings"
+	"flymesh/probes/host"
+	probehttp "flymesh/probes/http"
+	"flymesh/probes/n8n"
+	"flymesh/probes/prom"
+	proberedis "flymesh/probes/redis"
+	"flymesh/probes/report"
 )
+
+// prober makes the probe that mesh.toml describes. root is the process whose
+// tree is the machine's, where no cgroup and no machine tells.
+func prober(p config.Probe, root int, window time.Duration) (probes.Prober, error) {
+	url, err := expand(p.URL)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := expand(p.Addr)
+	if err != nil {
+		return nil, err
+	}
+	switch p.Type {
+	case "host":
+		cores, err := host.Allowance(p.CPU, os.Getenv(host.AllowanceEnv))
+		if err != nil {
+			return nil, err
+		}
+		return host.New(host.Options{Root: root, Cores: cores}), nil
+	case "http":
+		return probehttp.New(probehttp.Options{URL: url, Status: p.Status, Body: p.Body})
+	case "prometheus":
+		return prom.New(prom.Options{
+			URL: url, Latency: p.Latency, Requests: p.Requests, Errors: p.Errors, InFlight: p.InFlight, Queue: p.Queue, Scope: scope(p.Scope), Window: window,
+		})
+	case "redis":
+		return proberedis.New(proberedis.Options{Server: redisServer(p, addr)})
+	case "bull":
+		return bull.New(bull.Options{Server: redisServer(p, addr), Prefix: p.Prefix})
+	case "n8n":
+		return n8n.New(n8n.Options{
+			URL: url, Role: n8n.Role(p.Role), Redis: redisServer(p, addr), Prefix: p.Prefix,
+			Webhooks: p.Webhooks, Canary: p.Canary, Window: window, Elsewhere: p.Elsewhere,
+		})
+	case "embeddings":
+		return embeddings.New(embeddings.Options{
+			URL: url, Dialect: p.Dialect, Model: p.Model, Dimension: p.Dimension, Window: window, Elsewhere: p.Elsewhere,
+		})
+	}
+	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
+}
+
+// redisServer takes the password from the environment variable that mesh.toml
+// names: the file is in every image. Without it Redis says NOAUTH.
+func redisServer(p config.Probe, addr string) proberedis.Server {
+	s := proberedis.Server{Addr: addr}
+	if p.PasswordEnv != "" {
+		s.Password = os.Getenv(p.PasswordEnv)
+	}
+	return s
+}
+
+func scope(s string) report.QueueScope {
+	if s == "service" {
+		return report.QueueService
+	}
+	return report.QueueMachine
+}
+
+// openProxy begins to listen in front of the app, where mesh.toml asks for it.
+func openProxy(a *agent) (*proxy.Proxy, error) {
+	if a.svc.Proxy.Listen == "" {
+		return nil, nil
+	}
+	listen, err := expand(a.svc.Proxy.Listen)
+	if err != nil {
+		return nil, err
+	}
+	target, err := expand(a.svc.Proxy.Target)
+	if err != nil {
+		return nil, err
+	}
+	return proxy.Open(proxy.Options{Listen: listen, Target: target, Window: covers * a.cfg.Mesh.ReportEvery, Logger: a.log})
+}
 
 // expand puts FLY_* facts of this machine into a probe's address, so that one
 // mesh.toml serves every machine: "http://${FLY_PRIVATE_IP}:8080/metrics".

@@ -107,14 +107,22 @@ func (g agents) Undrain(ctx context.Context, machine string) error {
 }
 
 func (g agents) Admit(ctx context.Context, machine, boot string) error {
+	return g.admit(ctx, machine, api.AdmitRequest{Boot: boot})
+}
+
+func (g agents) Revoke(ctx context.Context, machine, boot string) error {
+	return g.admit(ctx, machine, api.AdmitRequest{Boot: boot, Revoke: true})
+}
+
+func (g agents) admit(ctx context.Context, machine string, r api.AdmitRequest) error {
 	if machine == g.a.self.ID {
-		return g.a.Admit(ctx, api.AdmitRequest{Boot: boot})
+		return g.a.Admit(ctx, r)
 	}
 	c, err := g.to(machine)
 	if err != nil {
 		return err
 	}
-	return c.Admit(ctx, api.AdmitRequest{Boot: boot})
+	return c.Admit(ctx, r)
 }
 
 func (g agents) to(machine string) (*api.Client, error) {

@@ -93,6 +93,7 @@ type Leader struct {
 	said    map[string]string    // newest verdict logged, by service
 	gone    map[string]time.Time // by service: since when the primary is not running
 	short   map[string]time.Time // by service: since when fewer than the baseline are listed
+	cold    map[string]int       // by machine: rounds in a row in which an admitted one was not loaded
 	driven  map[string]bool      // operations that have a driver
 	drivers sync.WaitGroup
 	drvMu   sync.Mutex // guards driven
@@ -125,7 +126,7 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 
 	l.listed, l.deploys = newListings(), newDeploys()
 	l.said, l.gone, l.short = map[string]string{}, map[string]time.Time{}, map[string]time.Time{}
-	l.driven = map[string]bool{}
+	l.driven, l.cold = map[string]bool{}, map[string]int{}
 	defer l.setView(nil)
 	defer l.drivers.Wait()
 	defer cancel()
@@ -170,6 +171,7 @@ func (l *Leader) round(ctx context.Context, t Term) {
 	l.alerts(ctx, t, in, plan.Verdicts)
 	l.act(ctx, t, in, plan.Verdicts)
 	l.admit(ctx, t)
+	l.revoke(ctx, t)
 	l.Metrics.ended(l.Store.State())
 }
 

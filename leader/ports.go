@@ -118,4 +118,6 @@ type Agents interface {
 	Undrain(ctx context.Context, machine string) error
 	// Admit tells a gated agent that the leader has committed its admission.
 	Admit(ctx context.Context, machine, boot string) error
+	// Revoke tells it that the leader has taken that admission back.
+	Revoke(ctx context.Context, machine, boot string) error
 }

@@ -124,18 +124,24 @@ func (r *Runner) loop(ctx context.Context, i int) {
 	}
 }
 
-// Looks returns how often every probe that readiness needs has answered or
-// failed: it grows by one when all of them have a newer result.
+// Looks grows by one when every probe that readiness needs has a newer result,
+// or should have one: a probe that hangs is a look, too. It is 0 before the
+// first look, and where readiness needs no probe.
 func (r *Runner) Looks() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	looks, any := uint64(math.MaxUint64), false
+	looks, now := uint64(math.MaxUint64), time.Now()
 	for i, s := range r.probes {
-		if s.Ready {
-			looks, any = min(looks, r.results[i].count), true
+		if !s.Ready {
+			continue
 		}
+		n := r.results[i].count
+		if n > 0 {
+			n += uint64(max(0, now.Sub(r.results[i].at)/s.Every-1))
+		}
+		looks = min(looks, n)
 	}
-	if !any {
+	if looks == math.MaxUint64 {
 		return 0
 	}
 	return looks

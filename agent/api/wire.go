@@ -128,9 +128,11 @@ type DrainRequest struct {
 	Undo     bool          `json:"undo,omitempty"`
 }
 
-// AdmitRequest tells a gated machine that it may be ready.
+// AdmitRequest tells a gated machine that it may be ready, or that it may no
+// longer.
 type AdmitRequest struct {
-	Boot string `json:"boot"`
+	Boot   string `json:"boot"`
+	Revoke bool   `json:"revoke,omitempty"`
 }
 
 // Health is the body of /health.

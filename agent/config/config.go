@@ -56,6 +56,14 @@ type Service struct {
 	Page     []decide.Rule  // who breaks one of these calls somebody
 	Warn     []decide.Rule  // these are told, and call nobody
 	Regions  []string       // where machines are created, in this order; empty: where the copied one runs
+	Proxy    Proxy
+}
+
+// Proxy is the [service.NAME.proxy] table: a measuring reverse proxy in front
+// of the app. Without Listen there is none.
+type Proxy struct {
+	Listen string // host:port that takes the traffic
+	Target string // URL of the app
 }
 
 // Targets are the service level objectives, for status, alerts and the default
@@ -70,9 +78,9 @@ type Targets struct {
 
 // Probe is one [[service.NAME.probe]] table.
 type Probe struct {
-	Type     string        // host | http | prometheus | redis
-	URL      string        // for http and prometheus
-	Addr     string        // for redis: host:port
+	Type     string        // host | http | prometheus | redis | bull | n8n | embeddings
+	URL      string        // for http, prometheus, n8n and embeddings
+	Addr     string        // of Redis, for redis, bull and n8n: host:port
 	Every    time.Duration // default: report_every
 	Timeout  time.Duration
 	Status   int     // http: wanted status, default 200
@@ -85,6 +93,16 @@ type Probe struct {
 	Scope    string  // queue scope: machine | service
 	Ready    bool    // its success is needed for readiness
 	CPU      float64 // host: cores that the app may use; 0: cgroup quota, else the machine
+
+	PasswordEnv string   // redis, bull, n8n: environment variable that holds Redis' password
+	Prefix      string   // bull, n8n: of the queue's keys
+	Role        string   // n8n: main | worker
+	Webhooks    []string // n8n: paths whose requests count; none: all
+	Canary      string   // n8n: path of a webhook that is asked at each probe
+	Dialect     string   // embeddings: tei | infinity | ollama | openai
+	Model       string   // embeddings: its name, for all but tei
+	Dimension   int      // embeddings: of a vector; 0: of the first one
+	Elsewhere   bool     // n8n, embeddings: the proxy measures the requests
 }
 
 // Job is one [job.NAME] table: a scheduled job on a pinned service's primary.

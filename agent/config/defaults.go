@@ -99,7 +99,16 @@ func defaultRules(t Targets, sources map[decide.Metric]bool) (up, down []string)
 // defaultProbe returns what an empty probe table of the type means.
 func defaultProbe(kind string, m Mesh) Probe {
 	p := Probe{Type: kind, Every: m.ReportEvery, Timeout: min(2*time.Second, m.ReportEvery), Scope: "machine", Status: 200}
-	p.Ready = kind == probeHTTP || kind == probeRedis
+	switch kind {
+	case probeHTTP, probeRedis:
+		p.Ready = true
+	case probeBull:
+		p.Prefix = "bull:jobs"
+	case probeN8N:
+		p.Ready, p.Role, p.Prefix, p.Webhooks = true, "main", "bull:jobs", []string{}
+	case probeEmbeddings:
+		p.Ready, p.Dialect = true, "tei"
+	}
 	return p
 }
 

@@ -13,9 +13,12 @@ const (
 	probeHTTP       = "http"
 	probePrometheus = "prometheus"
 	probeRedis      = "redis"
+	probeBull       = "bull"
+	probeN8N        = "n8n"
+	probeEmbeddings = "embeddings"
 )
 
-var probeTypes = []string{probeHost, probeHTTP, probePrometheus, probeRedis}
+var probeTypes = []string{probeHost, probeHTTP, probePrometheus, probeRedis, probeBull, probeN8N, probeEmbeddings}
 
 // Supplies returns the metrics that the probe measures.
 func (p Probe) Supplies() []decide.Metric {
@@ -34,6 +37,15 @@ func (p Probe) Supplies() []decide.Metric {
 			m = append(m, decide.ErrorRate)
 		}
 		return m
+	case probeBull:
+		return []decide.Metric{decide.Queue}
+	case probeN8N:
+		if p.Role == "worker" || p.Elsewhere {
+			return []decide.Metric{decide.Queue}
+		}
+		return []decide.Metric{decide.P95, decide.Queue, decide.ErrorRate}
+	case probeEmbeddings:
+		return p.embeddingsSupply()
 	}
 	return nil
 }
@@ -52,23 +64,29 @@ func supplied(probes []Probe) map[decide.Metric]bool {
 func sourceAdvice(m decide.Metric) string {
 	switch m {
 	case decide.P95:
-		return `add a probe of type "prometheus" with latency = "HISTOGRAM"`
+		return `add a probe of type "n8n" or "embeddings", one of type "prometheus" with latency = "HISTOGRAM", or a proxy`
 	case decide.Queue:
-		return `add a probe of type "prometheus" with queue = "GAUGE"`
+		return `add a probe of type "bull", "n8n" or "embeddings", or one of type "prometheus" with queue = "GAUGE"`
 	case decide.ErrorRate:
-		return `add a probe of type "prometheus" with errors = "COUNTER{...}" and requests or latency`
+		return `add a probe of type "n8n" or "embeddings", one of type "prometheus" with errors = "COUNTER{...}" and requests or latency, or a proxy`
 	}
 	return "the host probe always does"
 }
 
 // readProbes reads every probe and puts a host probe first where the file has
 // none, so that CPU and memory always have a source.
-func readProbes(service *table, m Mesh) []Probe {
+func readProbes(service *table, m Mesh, proxy Proxy) []Probe {
 	var probes []Probe
 	hosts := 0
 	from := map[string]string{} // what only one probe may measure -> key that does
+	if proxy.Listen != "" {
+		for _, name := range traffic {
+			from[name] = service.at("proxy")
+		}
+	}
 	for _, t := range service.subs("probe") {
 		p := readProbe(t, m)
+		p.Elsewhere = proxy.Listen != "" && (p.Type == probeN8N || p.Type == probeEmbeddings)
 		if p.Type == probeHost {
 			if hosts++; hosts > 1 {
 				t.bad("type", "a service has one host probe")
@@ -94,12 +112,30 @@ func readProbes(service *table, m Mesh) []Probe {
 // counts may count the same requests.
 type measured struct{ name, key string }
 
+// traffic is what a proxy measures.
+var traffic = []string{"latency", "error count", "request count", "in-flight count"}
+
 func exclusive(p Probe) []measured {
 	var list []measured
 	add := func(name, key, value string) {
 		if value != "" {
 			list = append(list, measured{name, key})
 		}
+	}
+	for _, m := range p.Supplies() {
+		switch {
+		case p.Type == probePrometheus:
+		case m == decide.Queue:
+			add("queue depth", "type", p.Type)
+		case m == decide.P95:
+			add("latency", "type", p.Type)
+			add("request count", "type", p.Type)
+		case m == decide.ErrorRate:
+			add("error count", "type", p.Type)
+		}
+	}
+	if p.Type == probeEmbeddings && !p.Elsewhere && len(p.embeddingsSupply()) > 0 {
+		add("in-flight count", "type", p.Type)
 	}
 	add("latency", "latency", p.Latency)
 	add("error count", "errors", p.Errors)
@@ -143,14 +179,18 @@ func readProbe(t *table, m Mesh) Probe {
 		case d.Errors != "" && d.Requests == "" && d.Latency == "":
 			t.bad("errors", "needs requests or latency beside it: an error rate is errors over requests")
 		}
-		if t.has("scope") && d.Queue == "" {
+		if d.Scope != "machine" && d.Queue == "" {
 			t.bad("scope", "says what queue counts, but there is no queue")
 		}
 	case probeRedis:
-		d.Addr = t.need("addr", "127.0.0.1:6379")
-		if d.Addr != "" && !isHostPort(d.Addr) {
-			t.bad("addr", `must be "host:port", e.g. "127.0.0.1:6379"`)
-		}
+		readRedis(t, &d)
+	case probeBull:
+		readRedis(t, &d)
+		readBull(t, &d)
+	case probeN8N:
+		readN8N(t, &d)
+	case probeEmbeddings:
+		readEmbeddings(t, &d)
 	default:
 		if kind != "" {
 			t.bad("type", "must be %s%s", oneOf(probeTypes), didYouMean(kind, probeTypes))

@@ -51,11 +51,11 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 		}},
 		{"rules on lines of their own", "up = [\n  \"cpu > 80% for 3m\", # fine\n  \"cpu above 80%\",\n  \"p95 > 1s for 3m\",\n]", []string{
 			`8: service.n8n.up[1] = "cpu above 80%": there is no > or < (`,
-			`9: service.n8n.up[2] = "p95 > 1s for 3m": no probe of this service supplies p95; add a probe of type "prometheus" with latency = "HISTOGRAM"`,
+			`9: service.n8n.up[2] = "p95 > 1s for 3m": no probe of this service supplies p95; add a probe of type "n8n" or "embeddings", one of type "prometheus" with latency = "HISTOGRAM", or a proxy`,
 		}},
 		{"rule without a source", "down = [\"queue < 3 for 10m\"]\nup = [\"error_rate > 5% for 2m\"]", []string{
-			`6: service.n8n.down[0] = "queue < 3 for 10m": no probe of this service supplies queue; add a probe of type "prometheus" with queue = "GAUGE"`,
-			`7: service.n8n.up[0] = "error_rate > 5% for 2m": no probe of this service supplies error_rate; add a probe of type "prometheus" with errors = "COUNTER{...}" and requests or latency`,
+			`6: service.n8n.down[0] = "queue < 3 for 10m": no probe of this service supplies queue; add a probe of type "bull", "n8n" or "embeddings", or one of type "prometheus" with queue = "GAUGE"`,
+			`7: service.n8n.up[0] = "error_rate > 5% for 2m": no probe of this service supplies error_rate; add a probe of type "n8n" or "embeddings", one of type "prometheus" with errors = "COUNTER{...}" and requests or latency, or a proxy`,
 		}},
 		{"rule the wrong way", `up = ["cpu < 80% for 3m"]`, []string{`6: service.n8n.up[0] = "cpu < 80% for 3m": rules of up compare with ">"`}},
 		{"rule shorter than a report", `up = ["cpu > 80% for 3s"]`, []string{`6: service.n8n.up[0] = "cpu > 80% for 3s": its duration must be at least mesh.report_every (5s), or no report falls into it`}},
@@ -82,7 +82,7 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 			`10: job.A: differs from job a in upper and lower case alone; rename one`,
 		}},
 		{"probe type", "[[service.n8n.probe]]\ntype = \"prometeus\"\nurl = 1", []string{
-			`7: service.n8n.probe[0].type = "prometeus": must be one of "host", "http", "prometheus", "redis"; did you mean "prometheus"?`,
+			`7: service.n8n.probe[0].type = "prometeus": must be one of "host", "http", "prometheus", "redis", "bull", "n8n", "embeddings"; did you mean "prometheus"?`,
 		}},
 		{"probe without its keys", "[[service.n8n.probe]]\ntype = \"http\"\n[[service.n8n.probe]]\ntype = \"prometheus\"\nurl = \"http://x/\"\n[[service.n8n.probe]]\ntype = \"redis\"\n[[service.n8n.probe]]", []string{
 			`6: service.n8n.probe[0].url: is missing; it must be given, e.g. url = "http://127.0.0.1:8080/health"`,
@@ -106,6 +106,34 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 		{"two sources", prom + "latency = \"h\"\nqueue = \"q\"\n" + prom + "requests = \"r\"\nqueue = \"q\"", []string{
 			`14: service.n8n.probe[1].requests = "r": request count is measured by service.n8n.probe[0].latency already; one probe of a service may say it`,
 			`15: service.n8n.probe[1].queue = "q": queue depth is measured by service.n8n.probe[0].queue already; one probe of a service may say it`,
+		}},
+		{"a proxy measures already", "[service.n8n.proxy]\nlisten = \":8080\"\ntarget = \"http://127.0.0.1:5678\"\n" + prom + "latency = \"h\"\nin_flight = \"g\"", []string{
+			`12: service.n8n.probe[0].latency = "h": latency is measured by service.n8n.proxy already; one probe of a service may say it`,
+			`12: service.n8n.probe[0].latency = "h": request count is measured by service.n8n.proxy already; one probe of a service may say it`,
+			`13: service.n8n.probe[0].in_flight = "g": in-flight count is measured by service.n8n.proxy already; one probe of a service may say it`,
+		}},
+		{"half a proxy", "[service.n8n.proxy]\nlisten = \":8080\"", []string{`6: service.n8n.proxy: needs both listen and target`}},
+		{"a proxy to itself", "[service.n8n.proxy]\nlisten = \":8080\"\ntarget = \"http://127.0.0.1:8080\"", []string{
+			`8: service.n8n.proxy.target = "http://127.0.0.1:8080": must not be the proxy itself: let the app listen on another port than 8080`,
+		}},
+		{"proxy addresses", "[service.n8n.proxy]\nlisten = \"8080\"\ntarget = \"127.0.0.1:5678\"", []string{
+			`7: service.n8n.proxy.listen = "8080": must be ":port" or "host:port", e.g. ":8080"`,
+			`8: service.n8n.proxy.target = "127.0.0.1:5678": must be the app's http address without a path, e.g. "http://127.0.0.1:3000"`,
+		}},
+		{"n8n and bull are one queue", "[[service.n8n.probe]]\ntype = \"n8n\"\nurl = \"http://127.0.0.1:5678\"\naddr = \"r:6379\"\n[[service.n8n.probe]]\ntype = \"bull\"\naddr = \"r:6379\"", []string{
+			`11: service.n8n.probe[1].type = "bull": queue depth is measured by service.n8n.probe[0].type already; one probe of a service may say it`,
+		}},
+		{"n8n keys", "[[service.n8n.probe]]\ntype = \"n8n\"\nurl = \"http://127.0.0.1:5678/healthz\"\naddr = \"r:6379\"\nrole = \"worker\"\ncanary = \"ping\"\npassword_env = \"hush hush\"\nprefix = \"bull:\"", []string{
+			`8: service.n8n.probe[0].url = "http://127.0.0.1:5678/healthz": must be without a path, e.g. "http://127.0.0.1:5678": the probe knows its paths`,
+			`11: service.n8n.probe[0].canary = "ping": must be a path, e.g. "/webhook/ping"`,
+			`11: service.n8n.probe[0].canary = "ping": is of a main: workers take no webhooks`,
+			`12: service.n8n.probe[0].password_env: must be the name of an environment variable, e.g. "REDIS_PASSWORD"; never the password: this file is in every image`,
+			`13: service.n8n.probe[0].prefix = "bull:": must be the key prefix and the queue's name, e.g. "bull:jobs"`,
+		}},
+		{"embeddings keys", "[[service.n8n.probe]]\ntype = \"embeddings\"\nurl = \"http://127.0.0.1:7997\"\ndialect = \"infinty\"\n[[service.n8n.probe]]\ntype = \"embeddings\"\nurl = \"http://127.0.0.1:7997\"\ndialect = \"ollama\"\ndimension = -3", []string{
+			`9: service.n8n.probe[0].dialect = "infinty": must be one of "tei", "infinity", "ollama", "openai"; did you mean "infinity"?`,
+			`10: service.n8n.probe[1].model: is missing; dialect "ollama" needs the model's name`,
+			`14: service.n8n.probe[1].dimension = -3: must be between 0 and 65536`,
 		}},
 		{"two host probes", "[[service.n8n.probe]]\ntype = \"host\"\n[[service.n8n.probe]]\ntype = \"host\"", []string{`9: service.n8n.probe[1].type = "host": a service has one host probe`}},
 		{"targets", "[service.n8n.targets]\nerror_rate = 5\ncpu = \"70\"\nmemory = \"70%\"\nqueue = -1\np95 = 1.5", []string{

@@ -139,7 +139,7 @@ func TestReferenceCarriesTheStrategy(t *testing.T) {
 		"embeddings": {1, 3, rules(">", "80%", "1.5s", "20", "3m"), rules("<", "40%", "800ms", "20", "10m"), false, true, "leader",
 			Targets{P95: 800e6, ErrorRate: 0.01, Queue: 20}},
 		"redis": {1, 1, rules(">", "80%", "", "", "3m"), rules("<", "40%", "", "", "10m"), true, true, "", Targets{CPU: 0.7, Memory: 0.7}},
-		"web":   {1, 1, rules(">", "80%", "", "", "3m"), rules("<", "40%", "", "", "10m"), false, false, "", Targets{P95: 1500e6, ErrorRate: 0.01}},
+		"web":   {1, 1, rules(">", "80%", "1.5s", "", "3m"), rules("<", "40%", "800ms", "", "10m"), false, false, "", Targets{P95: 1500e6, ErrorRate: 0.01}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("services (-want +got):\n%s", d)
@@ -161,7 +161,8 @@ func TestReferenceStatesKindDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep := map[string]bool{"name": true, "anchor_app": true, "kind": true, "app": true, "vote": true, "pinned": true, "gate": true, "scope": true,
-		"type": true, "url": true, "addr": true, "latency": true, "errors": true, "requests": true, "in_flight": true, "queue": true, "service": true, "cron": true}
+		"type": true, "url": true, "addr": true, "latency": true, "errors": true, "requests": true, "in_flight": true, "queue": true, "service": true, "cron": true,
+		"password_env": true, "webhooks": true, "dimension": true, "body": true}
 	targets := false
 	var short strings.Builder
 	dropped := map[string]bool{}

@@ -46,8 +46,12 @@ func readService(t *table, name string, m Mesh) Service {
 	if s.Group == "" {
 		t.bad("group", "must not be empty; Fly's own default is %q", d.Group)
 	}
-	s.Probes = readProbes(t, m)
+	s.Proxy = readProxy(t.sub("proxy"))
+	s.Probes = readProbes(t, m, s.Proxy)
 	sources := supplied(s.Probes)
+	if s.Proxy.Listen != "" {
+		sources[decide.P95], sources[decide.ErrorRate] = true, true
+	}
 	up, down := defaultRules(s.Targets, sources)
 	const said = "those of the strategy whose metric has a probe"
 	s.Policy.Up = readRules(t, "up", up, said, ">", m, sources)

@@ -29,6 +29,7 @@ type Input struct {
 	AppUp       bool   // the app's process runs
 	ProbesOK    bool   // every probe that readiness needs succeeds
 	Reason      string // why they do not
+	Same        bool   // no probe answered since the last look: nothing new to count
 	WarmedUp    bool   // the warm-up of this life of the app is done
 	Admitted    bool   // the replicated state holds the admission of this boot
 	Revoked     bool   // the leader took the admission of this boot back
@@ -93,6 +94,7 @@ func (g *Gate) count(in Input) {
 	switch {
 	case !in.AppUp:
 		g.fails, g.oks, g.healthy = 0, 0, false
+	case in.Same:
 	case in.ProbesOK:
 		g.fails, g.oks = 0, min(g.oks+1, g.options.OKAfter)
 		g.healthy = g.healthy || g.oks >= g.options.OKAfter
