@@ -69,7 +69,7 @@ func Run(ctx context.Context, o Options, dial func(socket string) Mesh, stdout, 
 		return err
 	}
 	introduce(out, path)
-	em, err := emulator.Start(ctx, emulator.Options{Agent: o.Agent, Config: path, Listen: "127.0.0.1:0", State: dir, Seed: o.Seed, NoCgroups: o.NoCgroups},
+	em, err := emulator.Start(ctx, emulator.Options{Agent: o.Agent, Config: path, Listen: "127.0.0.1:0", State: dir, NoCgroups: o.NoCgroups},
 		slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return err

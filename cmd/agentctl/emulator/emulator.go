@@ -30,7 +30,7 @@ type Options struct {
 	Config string `required:"" type:"path" help:"the mesh.toml whose baseline machines are started"`
 	Listen string `default:"127.0.0.1:4280" help:"address of the Machines API; loopback, since its control part asks no token"`
 	State  string `type:"path" help:"directory for root filesystems, logs and the secret, kept at the end (default: a temporary one, removed)"`
-	Seed   uint64 `default:"0" help:"seed of machine IDs and names (0: unpredictable)"`
+	Seed   uint64 `default:"0" help:"seed of machine IDs and names (0: unpredictable); two emulators of one seed on one computer would end each other's machines"`
 
 	NoCgroups bool `help:"do not limit machines by cgroup quotas: CPU is accounted by process tree, and the apps hold themselves back"`
 }

@@ -84,7 +84,7 @@ func options(t *testing.T) Options {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Options{Agent: self, Config: path, Listen: "127.0.0.1:0", Seed: 1}
+	return Options{Agent: self, Config: path, Listen: "127.0.0.1:0"}
 }
 
 func TestEmulatorRunsTheBaselineAndLeavesNothing(t *testing.T) {
