@@ -165,7 +165,7 @@ func (a *agent) meshAddr() string {
 
 func (a *agent) openServer() error {
 	s, err := api.NewServer(api.Options{
-		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: a.reg, Registerer: a.reg,
+		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: net.JoinHostPort(a.self.PrivateIP, strconv.Itoa(a.cfg.Mesh.HealthPort)),
 	})

@@ -41,8 +41,8 @@ var families = []struct {
 	{"service_cap_machines", "The cap of a service.", []string{"service"}},
 	{"service_baseline_machines", "Machines at rest.", []string{"service"}},
 	{"service_paused", "1 while scaling of a service is paused.", []string{"service"}},
-	{"service_budget_used_hours", "Machine-hours of this UTC day.", []string{"service"}},
-	{"service_budget_limit_hours", "Machine-hours of a day after which rules add nothing; absent without a limit.", []string{"service"}},
+	{"service_budget_used_seconds", "Machine time of this UTC day.", []string{"service"}},
+	{"service_budget_limit_seconds", "Machine time of a day after which rules add nothing; absent without a limit.", []string{"service"}},
 	{"service_reversals", "Reversals between up and down in the last hour.", []string{"service"}},
 	{"open_operations", "Scaling steps under way.", []string{"service", "kind"}},
 	{"machine_report_age_seconds", "Age of the newest report of a machine that the API calls started.", []string{"machine", "service"}},
@@ -138,9 +138,9 @@ func (c *Collector) service(set func(string, float64, ...string), s decide.Servi
 	}
 	set("service_paused", paused, n)
 	b := st.Service(n).Budget
-	set("service_budget_used_hours", b.Until(now).Spent.Hours(), n)
+	set("service_budget_used_seconds", b.Until(now).Spent.Seconds(), n)
 	if s.BudgetHours > 0 {
-		set("service_budget_limit_hours", s.BudgetHours, n)
+		set("service_budget_limit_seconds", 3600*s.BudgetHours, n)
 	}
 	turns, _ := b.Turns(now)
 	set("service_reversals", float64(turns), n)
