@@ -463,6 +463,9 @@ func (a *agent) fetchHistory(ctx context.Context) bool {
 	if err == nil {
 		err = a.reports.Import(b)
 	}
+	if err == nil {
+		err = a.fetchPast(ctx, addr)
+	}
 	if err != nil {
 		a.log.Debug("copy history failed", "from", addr, "error", err)
 		return false

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"flymesh/leader/decide"
+	"flymesh/leader/history"
 	"flymesh/leader/window"
 	"flymesh/probes/report"
 )
@@ -15,8 +16,9 @@ import (
 type Reports struct {
 	every time.Duration
 
-	mu sync.Mutex // guards w
+	mu sync.Mutex // guards w and h
 	w  *window.Window
+	h  *history.History
 }
 
 // NewReports returns an empty window with one sample each every, which holds
@@ -26,7 +28,7 @@ func NewReports(every time.Duration, policy decide.Policy) *Reports {
 	for _, s := range policy.Services {
 		least[s.Name] = s.MinSamples
 	}
-	return &Reports{every: every, w: window.New(window.Config{
+	return &Reports{every: every, h: history.New(every), w: window.New(window.Config{
 		Every: every, Keep: max(window.DefaultKeep, policy.Longest()+time.Minute),
 		MinSamples: func(service string) int { return least[service] },
 	})}
@@ -41,7 +43,7 @@ func (r *Reports) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
-			r.with(func(w *window.Window) { w.Tick(time.Now()) })
+			r.tick(time.Now())
 		}
 	}
 }

@@ -41,10 +41,15 @@ func (s *Server) routes(door string) http.Handler {
 	handle("GET", PathHealth, s.serveHealth)
 	handle("GET", PathMetrics, promhttp.HandlerFor(s.o.Gatherer, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4, Timeout: workTimeout}).ServeHTTP)
-	mux.HandleFunc("/", s.count(door, "other", func(w http.ResponseWriter, r *http.Request) {
-		writeProblem(w, Problem{Error: fmt.Sprintf("%.100s is not a path of this port", r.URL.Path), Code: CodeNotFound})
-	}))
+	if door != "health" || s.o.Page == nil {
+		mux.HandleFunc("/", s.count(door, "other", func(w http.ResponseWriter, r *http.Request) {
+			writeProblem(w, Problem{Error: fmt.Sprintf("%.100s is not a path of this port", r.URL.Path), Code: CodeNotFound})
+		}))
+	}
 	if door == "health" {
+		if s.o.Page != nil {
+			mux.HandleFunc("/", s.count(door, "page", s.o.Page.ServeHTTP))
+		}
 		return mux
 	}
 
@@ -101,6 +106,8 @@ func (s *Server) routes(door string) http.Handler {
 		return func(ctx context.Context) (any, error) { return b.Resume(ctx, q) }, nil
 	}))
 	s.raftRoutes(door, handle)
+	handle("GET", PathHistory, s.leading(maxBody, s.history))
+	handle("GET", PathPage, s.leading(maxBody, s.page))
 	handle("GET", PathAlerts, s.leading(maxBody, func(*http.Request, []byte) (work, error) {
 		return func(ctx context.Context) (any, error) { return b.Alerts(ctx) }, nil
 	}))
@@ -127,6 +134,9 @@ func (s *Server) routes(door string) http.Handler {
 	}))
 	handle("GET", PathWindows, s.leading(maxBody, func(*http.Request, []byte) (work, error) {
 		return func(ctx context.Context) (any, error) { return b.Windows(ctx) }, nil
+	}))
+	handle("GET", PathPast, s.leading(maxBody, func(*http.Request, []byte) (work, error) {
+		return func(ctx context.Context) (any, error) { return b.Past(ctx) }, nil
 	}))
 	handle("POST", PathDrain, s.serveDrain)
 	handle("POST", PathAdmit, s.serveAdmit)

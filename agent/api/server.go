@@ -27,6 +27,7 @@ type Options struct {
 	Gatherer   prometheus.Gatherer
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
+	Page       http.Handler // on the health port, for everything but /health and /metrics; nil: none
 }
 
 // Limits and deadlines of the doors.

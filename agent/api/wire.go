@@ -31,6 +31,9 @@ const (
 	PathAdmit   = "/v1/admit"   // POST AdmitRequest, by the machine itself (mesh port only)
 	PathAlerts  = "/v1/alerts"  // GET -> Alerts
 	PathSilence = "/v1/silence" // POST SilenceRequest -> Accepted
+	PathHistory = "/v1/history" // GET ?service=NAME&since=6h[&grain=sample][&machines=1] -> History
+	PathPast    = "/v1/past"    // GET -> bytes of history.History.Export (mesh port only)
+	PathPage    = "/v1/page"    // GET -> Page
 	PathHealth  = "/health"     // GET -> Health, 200 in ready, else 503
 	PathMetrics = "/metrics"
 )
@@ -176,6 +179,9 @@ type Leading interface {
 	Pause(ctx context.Context, r PauseRequest) (Accepted, error)
 	Resume(ctx context.Context, r PauseRequest) (Accepted, error)
 	Alerts(ctx context.Context) (Alerts, error)
+	History(ctx context.Context, q HistoryQuery) (History, error)
+	Past(ctx context.Context) ([]byte, error)
+	Page(ctx context.Context) (Page, error)
 	Silence(ctx context.Context, r SilenceRequest) (Accepted, error)
 	Propose(ctx context.Context, c state.Command) (state.Result, error)
 	Windows(ctx context.Context) ([]byte, error)

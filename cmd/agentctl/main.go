@@ -44,15 +44,16 @@ type cli struct {
 	Socket  string           `env:"FLYMESH_SOCKET" default:"/run/flymesh/agent.sock" placeholder:"PATH" help:"unix socket of the agent to ask (${env})"`
 	Version kong.VersionFlag `help:"print the version and end"`
 
-	Status statusCmd `cmd:"" help:"show the whole mesh"`
-	Why    whyCmd    `cmd:"" help:"show why a service is scaled or not"`
-	Events eventsCmd `cmd:"" help:"show what happened"`
-	Scale  scaleCmd  `cmd:"" help:"ask for a size: +N, -N or N machines; bypasses the cooldown, never the cap"`
-	Pause  pauseCmd  `cmd:"" help:"stop scaling a service for a while"`
-	Resume resumeCmd `cmd:"" help:"end a pause"`
-	Raft   raftCmd   `cmd:"" help:"show and steer the agreement between the voters"`
-	Alerts alertsCmd `cmd:"" help:"show what people are told, or keep a rule quiet"`
-	Secret secretCmd `cmd:"" help:"make secrets"`
+	Status  statusCmd  `cmd:"" help:"show the whole mesh"`
+	Why     whyCmd     `cmd:"" help:"show why a service is scaled or not"`
+	Events  eventsCmd  `cmd:"" help:"show what happened"`
+	Scale   scaleCmd   `cmd:"" help:"ask for a size: +N, -N or N machines; bypasses the cooldown, never the cap"`
+	Pause   pauseCmd   `cmd:"" help:"stop scaling a service for a while"`
+	Resume  resumeCmd  `cmd:"" help:"end a pause"`
+	Raft    raftCmd    `cmd:"" help:"show and steer the agreement between the voters"`
+	History historyCmd `cmd:"" help:"show what a service did in the last day, with the scaling steps"`
+	Alerts  alertsCmd  `cmd:"" help:"show what people are told, or keep a rule quiet"`
+	Secret  secretCmd  `cmd:"" help:"make secrets"`
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`
 	Emulator emulatorCmd `cmd:"" help:"run the Machines API with real processes as machines"`

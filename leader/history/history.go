@@ -140,17 +140,31 @@ func (r *ring) each(from uint32, f func(n uint32, x []float32)) {
 // History is a day of services and machines.
 type History struct {
 	step     time.Duration // length of an interval
-	cover    time.Duration // what the counts of a report are of
 	services map[string]*ring
 	machines map[string]*ring
 	owner    map[string]string // machine -> service
 }
 
+// covers is how many report intervals the counts of a report, and so an
+// interval of the history, are of: a minute at the usual 5 s.
+const covers = 12
+
+// Of returns one sample as a row.
+func Of(s window.Sample, every time.Duration) Row {
+	r := Row{
+		At: s.At.UTC(), Expected: s.Expected, Heard: s.Heard, P95: s.P95.Value, Errors: s.ErrorRate.Value,
+		Queue: s.Queue.Value, CPU: s.CPU.Value, Memory: s.Memory.Value,
+	}
+	if s.Heard > 0 {
+		r.Requests, r.Samples = report.Of(s.Requests/(covers*every).Seconds()), report.Of(s.P95Count)
+	}
+	return r
+}
+
 // New returns an empty History for a report interval. At the usual 5 s an
 // interval is a minute.
 func New(every time.Duration) *History {
-	step := 12 * every
-	return &History{step: step, cover: step, services: map[string]*ring{}, machines: map[string]*ring{}, owner: map[string]string{}}
+	return &History{step: covers * every, services: map[string]*ring{}, machines: map[string]*ring{}, owner: map[string]string{}}
 }
 
 // Step is the length of an interval.
@@ -173,13 +187,11 @@ func (h *History) Add(service string, s window.Sample) {
 		r = newRing(serviceCols)
 		h.services[service] = r
 	}
-	var v [serviceCols]report.Value
-	v[colExpected], v[colHeard] = report.Of(float64(s.Expected)), report.Of(float64(s.Heard))
-	if s.Heard > 0 {
-		v[colRequests], v[colSamples] = report.Of(s.Requests/h.cover.Seconds()), report.Of(s.P95Count)
+	row := Of(s, h.step/covers)
+	v := [serviceCols]report.Value{
+		colExpected: report.Of(float64(row.Expected)), colHeard: report.Of(float64(row.Heard)), colRequests: row.Requests,
+		colP95: row.P95, colSamples: row.Samples, colErrors: row.Errors, colQueue: row.Queue, colCPU: row.CPU, colMemory: row.Memory,
 	}
-	v[colP95], v[colErrors], v[colQueue] = s.P95.Value, s.ErrorRate.Value, s.Queue.Value
-	v[colCPU], v[colMemory] = s.CPU.Value, s.Memory.Value
 	r.add(h.number(s.At), v[:])
 }
 
