@@ -163,11 +163,21 @@ func (a *agent) meshAddr() string {
 	return net.JoinHostPort(a.self.PrivateIP, strconv.Itoa(a.cfg.Mesh.MeshPort))
 }
 
+// healthAddr is where /health and /metrics are. Fly's checks and its scraper do
+// not come by the private network, so off loopback they are on every address.
+func (a *agent) healthAddr() string {
+	host := ""
+	if ip, err := netip.ParseAddr(a.self.PrivateIP); err == nil && ip.IsLoopback() {
+		host = a.self.PrivateIP // many machines share this kernel
+	}
+	return net.JoinHostPort(host, strconv.Itoa(a.cfg.Mesh.HealthPort))
+}
+
 func (a *agent) openServer() error {
 	s, err := api.NewServer(api.Options{
 		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
-		Health: net.JoinHostPort(a.self.PrivateIP, strconv.Itoa(a.cfg.Mesh.HealthPort)),
+		Health: a.healthAddr(),
 	})
 	if err != nil {
 		return fmt.Errorf("open API: %w", err)
