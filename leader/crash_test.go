@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,10 +116,9 @@ func crash(t *testing.T, j journey, st stage, death string, fault *flytest.Fault
 		s.await("a primary", time.Minute, func() bool { return s.raft.state().Service("n8n").Primary != "" })
 		primary := s.raft.state().Service("n8n").Primary
 
-		died := false
+		var died atomic.Bool
 		die := func() {
-			if !died {
-				died = true
+			if died.CompareAndSwap(false, true) {
 				go s.lead("v1")
 			}
 		}
@@ -170,10 +170,9 @@ func reaches(c state.Command, step state.Step) bool {
 // armAt arms a fault when the step is committed, so that it meets the step's
 // own call and not the loop's listing before it.
 func (s *stand) armAt(step state.Step, f flytest.Fault) {
-	armed := false
+	var armed atomic.Bool
 	s.raft.also(func(c state.Command) {
-		if !armed && reaches(c, step) {
-			armed = true
+		if reaches(c, step) && armed.CompareAndSwap(false, true) {
 			if err := s.api.AddFaults(f); err != nil {
 				s.t.Error(err)
 			}
@@ -187,12 +186,11 @@ func (s *stand) dieAtCall(st stage, death string, die func()) {
 	if st.call == "" {
 		return
 	}
-	began := false
+	var began atomic.Bool
 	s.raft.also(func(c state.Command) {
-		if began || !reaches(c, st.step) {
+		if !reaches(c, st.step) || !began.CompareAndSwap(false, true) {
 			return
 		}
-		began = true
 		seen := s.calls(st.call)
 		go func() {
 			for range 20000 {

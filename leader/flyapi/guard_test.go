@@ -50,7 +50,9 @@ var failures = []struct {
 	{"408", status(408), 1},
 	{"closed", hangUp(false), 1},
 	{"reset", hangUp(true), 1},
-	{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect) }, 10},
+	{"redirect", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+	}, 10},
 	{"cut short", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		_, _ = w.Write([]byte(`{"id":"`)) // the client sees what came of it

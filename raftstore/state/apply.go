@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -306,8 +307,8 @@ func (s *State) pin(index uint64, c Command) Result {
 	if p.Service == "" || p.Machine == "" {
 		return reject(index, BadEntry, "a pin names a service and a machine")
 	}
-	for _, o := range s.Ops {
-		if o.Kind == OpDown && o.Machine == p.Machine {
+	for _, id := range slices.Sorted(maps.Keys(s.Ops)) {
+		if o := s.Ops[id]; o.Kind == OpDown && o.Machine == p.Machine {
 			return reject(index, Conflict, fmt.Sprintf("operation %s removes machine %s", o.ID, p.Machine))
 		}
 	}
