@@ -38,6 +38,7 @@ func (p pace) shortened() []Shortened {
 		{"a rule for one machine more holds for", "3m", short(p.UpFor)},
 		{"a rule for one machine less holds for", "10m", short(p.DownFor)},
 		{"no new decision on a service for", "5m", short(p.Cooldown)},
+		{"a machine starts, is ready, drains within", "2m, 5m, 30s", "20s, 20s, 12s"},
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"flymesh/agent/config"
+	"flymesh/cmd/agentctl/demoapp"
 	"flymesh/cmd/agentctl/emulator"
 )
 
@@ -144,10 +145,11 @@ func introduce(out *console, path string) {
 	out.text("Load makes n8n and embeddings need more; the mesh adds machines up to three, and takes them back afterwards.")
 	out.text("Its rules are the real ones, in fast motion (%s):", path)
 	for _, d := range fastPace.shortened() {
-		out.text("    %-40s %-16s here %s", d.What, d.Real, d.Demo)
+		out.text("    %-42s %-16s here %s", d.What, d.Real, d.Demo)
 	}
+	out.text("Redis is %s.", demoapp.RedisServer())
 	if n := runtime.NumCPU(); n < 2 {
-		out.text("    This computer has %d core; the demo is made for 2 and may be too slow here.", n)
+		out.text("This computer has %d core; the demo is made for 2 and may be too slow here.", n)
 	}
 	out.text("")
 }

@@ -51,10 +51,11 @@ type story struct {
 	killed    error             // what went wrong in killing
 	capped    decide.Verdict    // that the cap stops an addition
 	passed    map[string]string // checks that the parts have seen, with what they saw
+	told      chan struct{}     // closed when the parts are over
 }
 
 func newStory(o Options, em *emulator.Emulator, dial func(string) Mesh, out *console) *story {
-	s := &story{o: o, em: em, mesh: &fleet{emulator: em, dial: dial}, out: out, began: out.began, passed: map[string]string{}}
+	s := &story{o: o, em: em, mesh: &fleet{emulator: em, dial: dial}, out: out, began: out.began, passed: map[string]string{}, told: make(chan struct{})}
 	s.follow = &follower{mesh: s.mesh, out: out}
 	for i, x := range []struct{ service, path, body string }{
 		{"n8n", "/webhook/answer", `{"question":"when do you open?"}`},
@@ -74,9 +75,12 @@ func newStory(o Options, em *emulator.Emulator, dial func(string) Mesh, out *con
 
 // tell shows the parts one after the other; the first that fails ends it.
 func (s *story) tell(ctx context.Context) error {
+	defer close(s.told)
 	for _, part := range []func(context.Context) error{s.baseline, s.rise, s.recover, s.over, s.fall} {
 		if err := part(ctx); err != nil {
-			s.out.say("STOPPED: %v", err)
+			if !errors.Is(err, context.Canceled) {
+				s.out.say("STOPPED: %v", err)
+			}
 			return err
 		}
 	}
@@ -240,11 +244,13 @@ func (s *story) pass(check, format string, args ...any) {
 	s.passed[check] = fmt.Sprintf(format, args...)
 }
 
-// figures says now and then how the loaded services do.
+// figures says now and then how the loaded services do, until all is told.
 func (s *story) figures(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-s.told:
 			return
 		case <-time.After(3 * time.Second):
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"flymesh/cmd/agentctl/demoapp"
 	"flymesh/leader/flyapi/flytest"
 )
 
@@ -17,6 +18,7 @@ type Summary struct {
 	Seconds        float64          `json:"seconds"`
 	Cores          int              `json:"cores"`
 	Accounting     string           `json:"cpu_accounting"`
+	Redis          string           `json:"redis"` // which one it was
 	Durations      []Shortened      `json:"durations"`
 	Scalings       []Scaling        `json:"scalings"`
 	Leader         Killing          `json:"leader_killed"`
@@ -65,7 +67,7 @@ type Check struct {
 func (s *story) summary(failed error, began time.Time) Summary {
 	now := time.Now()
 	sum := Summary{
-		Seed: s.o.Seed, Seconds: now.Sub(began).Seconds(), Cores: runtime.NumCPU(), Accounting: s.em.Accounting(),
+		Seed: s.o.Seed, Seconds: now.Sub(began).Seconds(), Cores: runtime.NumCPU(), Accounting: s.em.Accounting(), Redis: demoapp.RedisServer(),
 		Durations: fastPace.shortened(), Scalings: s.scalings(), Leader: s.killing,
 	}
 	usage := s.em.Usage()

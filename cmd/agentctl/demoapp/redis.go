@@ -13,6 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// RedisServer says which Redis the redis kind is on this computer.
+func RedisServer() string {
+	if bin, err := exec.LookPath("redis-server"); err == nil {
+		return "the real redis-server, " + bin
+	}
+	return "an in-process stand-in, as no redis-server is on the PATH"
+}
+
 // runRedis is a Redis: the real redis-server where the PATH has one, else a
 // small in-process server of the same protocol. The log says which.
 func runRedis(ctx context.Context, listen string, log *slog.Logger) error {
@@ -35,13 +43,9 @@ func runRealRedis(ctx context.Context, bin, listen string) error {
 	if err != nil {
 		return fmt.Errorf("start redis: %w", err)
 	}
-	dir, err := os.MkdirTemp("", "flymesh-demo-redis-")
-	if err != nil {
-		return fmt.Errorf("start redis: %w", err)
-	}
-	defer os.RemoveAll(dir)
 	cmd := exec.CommandContext(ctx, bin, "--bind", host, "--port", port, "--save", "", "--appendonly", "no",
-		"--dir", dir, "--protected-mode", "no", "--loglevel", "warning")
+		"--dir", os.TempDir(), // nothing is written
+		"--protected-mode", "no", "--loglevel", "warning")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = drainTimeout

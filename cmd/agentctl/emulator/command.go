@@ -9,6 +9,8 @@ import (
 	"os"
 	"text/tabwriter"
 	"time"
+
+	"flymesh/cmd/agentctl/demoapp"
 )
 
 // Run is `agentctl emulator`: it starts an Emulator, says how to reach all of
@@ -50,6 +52,7 @@ func (e *Emulator) print(out io.Writer) {
 	fmt.Fprintf(out, "control        %s/_emulator/    requests, machines, usage, routes, faults\n", e.URL())
 	fmt.Fprintf(out, "state          %s    (logs/ has a log per machine)\n", e.dir)
 	fmt.Fprintf(out, "cpu            %s\n", e.Accounting())
+	fmt.Fprintf(out, "redis          %s\n", demoapp.RedisServer())
 	if os.Getenv("FLYMESH_SECRET") == "" {
 		fmt.Fprintf(out, "secret         in %s, readable by you alone\n", e.SecretFile())
 	} else {

@@ -33,6 +33,13 @@ type Options struct {
 	Seed   uint64 `default:"0" help:"seed of machine IDs and names (0: unpredictable); two emulators of one seed on one computer would end each other's machines"`
 
 	NoCgroups bool `help:"do not limit machines by cgroup quotas: CPU is accounted by process tree, and the apps hold themselves back"`
+
+	// Allowance is how many cores each machine may use; 0: what fits this
+	// computer when every service is at its cap.
+	Allowance float64 `kong:"-"`
+	// Checks is how often the proxies ask machines for their health; 0: four
+	// times a second, so that a demo need not wait.
+	Checks time.Duration `kong:"-"`
 }
 
 // Emulator is a running fleet of baseline machines with its API.
@@ -45,6 +52,7 @@ type Emulator struct {
 	remove bool   // dir is ours to remove
 	sizes  sizes
 	routes map[string]*flytest.Route // by service
+	tokens map[string]string         // by app
 }
 
 // Machine is one machine and how to reach its agent and app.
@@ -87,15 +95,19 @@ func (e *Emulator) start(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	launcher, err := flytest.NewProcesses(flytest.ProcessOptions{Dir: e.dir, Log: log, NoCgroups: e.o.NoCgroups, Allowance: func(b flytest.Boot) float64 {
+		if e.o.Allowance > 0 {
+			return e.o.Allowance
+		}
 		s, _ := e.cfg.ServiceOf(b.App, b.Group)
 		return e.sizes.cores[s.Name]
 	}})
 	if err != nil {
 		return err
 	}
+	e.tokens = tokens
 	e.server, err = flytest.New(flytest.Options{
 		Launcher: launcher, Tokens: tokens, Secrets: secrets, Seed: e.o.Seed, Log: log,
-		Proxy: flytest.Checks{Port: e.cfg.Mesh.HealthPort},
+		Proxy: flytest.Checks{Port: e.cfg.Mesh.HealthPort, Every: e.o.Checks},
 	})
 	if err != nil {
 		return errors.Join(err, launcher.Close())
@@ -247,6 +259,9 @@ func (e *Emulator) Machines() []Machine {
 	}
 	return list
 }
+
+// Token opens the API of a service's app.
+func (e *Emulator) Token(service string) string { return e.tokens[e.App(service)] }
 
 // Machine finds a machine by its ID.
 func (e *Emulator) Machine(id string) (Machine, bool) {
