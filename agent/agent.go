@@ -420,6 +420,10 @@ func (a *agent) report(seq uint64, leaving bool) report.Report {
 // runRoles tells the others what this machine is in raft, and fetches the
 // history of reports when it begins to hear them.
 func (a *agent) runRoles(ctx context.Context) error {
+	if !a.eligible() { // it never gets a part in raft
+		<-ctx.Done()
+		return nil
+	}
 	t := time.NewTicker(250 * time.Millisecond)
 	defer t.Stop()
 	needHistory := true
@@ -429,8 +433,7 @@ func (a *agent) runRoles(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
-		st := a.store.Status()
-		role := a.roleOf(st.Role)
+		role := a.roleOf(a.store.Role())
 		if a.gossip.Self().Role != role {
 			if err := a.gossip.Update(func(m *gossip.Meta) { m.Role = role }); err != nil {
 				a.log.Warn("tell role failed", "error", err)

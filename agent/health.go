@@ -17,8 +17,14 @@ import (
 	"flymesh/probes/report"
 )
 
-// stepEvery is how often readiness is judged. A change is told at once.
-const stepEvery = 100 * time.Millisecond
+const (
+	// stepEvery is how often readiness is judged where nothing happens. A new
+	// result of a probe, the end of the app and the leader's word are judged at
+	// once, and a change is told at once.
+	stepEvery = 500 * time.Millisecond
+	// idleEvery is how often a drain looks at what is in flight.
+	idleEvery = 100 * time.Millisecond
+)
 
 // failAfter is how many looks of the probes in a row must fail before a ready
 // machine takes no more traffic: one lost answer is no outage. The end of the
@@ -104,6 +110,10 @@ func (h *health) run(ctx context.Context) error {
 			}
 		})
 	}
+	var exited <-chan struct{}
+	if h.child != nil {
+		exited = h.child.AppExited()
+	}
 	t := time.NewTicker(stepEvery)
 	defer t.Stop()
 	for {
@@ -114,6 +124,9 @@ func (h *health) run(ctx context.Context) error {
 		case err := <-lost:
 			return err // a mesh half that starts anew listens again
 		case <-t.C:
+		case <-h.runner.Changed():
+		case <-exited:
+			exited = nil
 		case d := <-drains:
 			wg.Go(func() { h.leave(ctx, d) })
 		}
@@ -215,7 +228,7 @@ func (h *health) drain(on bool) {
 func (h *health) idle(ctx context.Context, limit time.Duration) (leader.DrainResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	t := time.NewTicker(stepEvery)
+	t := time.NewTicker(idleEvery)
 	defer t.Stop()
 	var r leader.DrainResult
 	for quiet := 0; ; {
@@ -224,7 +237,7 @@ func (h *health) idle(ctx context.Context, limit time.Duration) (leader.DrainRes
 		case m.InFlight.OK && m.InFlight.X == 0 && (!m.Queue.OK || m.QueueScope == report.QueueService || m.Queue.X == 0):
 			// The proxy may still have been about to send one: idle means twice
 			// in a row, a measurement apart.
-			if quiet++; time.Duration(quiet)*stepEvery > 2*h.a.cfg.Mesh.ReportEvery {
+			if quiet++; time.Duration(quiet)*idleEvery > 2*h.a.cfg.Mesh.ReportEvery {
 				return leader.DrainResult{Done: true}, nil
 			}
 		case m.InFlight.OK:

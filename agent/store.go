@@ -134,4 +134,4 @@ func (g agents) to(machine string) (*api.Client, error) {
 }
 
 // leaderKnown says whether somebody leads the mesh as far as this machine knows.
-func (a *agent) leaderKnown() bool { return a.store != nil && a.store.Status().Leader != "" }
+func (a *agent) leaderKnown() bool { return a.store != nil && a.store.LeaderKnown() }

@@ -27,8 +27,9 @@ const staleAfter = 3
 // Runner asks a set of probes. It is made by NewRunner, works while Run runs,
 // and is read by Collect.
 type Runner struct {
-	probes []Schedule
-	log    *slog.Logger
+	probes  []Schedule
+	log     *slog.Logger
+	changed chan struct{} // capacity 1
 
 	mu      sync.Mutex // guards results
 	results []result   // parallel to probes
@@ -74,6 +75,7 @@ func NewRunner(probes []Schedule, log *slog.Logger) (*Runner, error) {
 		probes:  slices.Clone(probes),
 		log:     log.With("component", "probes"),
 		results: make([]result, len(probes)),
+		changed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -106,6 +108,10 @@ func (r *Runner) loop(ctx context.Context, i int) {
 		r.mu.Lock()
 		r.results[i] = result{at: time.Now(), count: r.results[i].count + 1, reading: reading, err: err}
 		r.mu.Unlock()
+		select {
+		case r.changed <- struct{}{}:
+		default: // one is due already
+		}
 
 		// One line when a probe starts to fail and one when it recovers.
 		switch {
@@ -123,6 +129,10 @@ func (r *Runner) loop(ctx context.Context, i int) {
 		}
 	}
 }
+
+// Changed is sent to when a probe has a new result. It is for one receiver;
+// results that come close together are told as one.
+func (r *Runner) Changed() <-chan struct{} { return r.changed }
 
 // Looks grows by one when every probe that readiness needs has a newer result,
 // or should have one: a probe that hangs is a look, too. It is 0 before the

@@ -8,8 +8,16 @@ import (
 	"flymesh/raftstore/epoch"
 )
 
-// recordEvery is how often a leader looks whether the record still names it.
-const recordEvery = 2 * time.Second
+const (
+	// recordEvery is how often a machine without a leader reads the record.
+	recordEvery = 2 * time.Second
+	// guardEvery is how often a leader that has nothing to do reads whether the
+	// record still names it. Each read costs a listing and a call per anchor;
+	// before each action it is read anyway, and gossip tells of a newer epoch
+	// within gossipEvery.
+	guardEvery  = 10 * time.Second
+	gossipEvery = 2 * time.Second
+)
 
 // readRecord reads the record within its limit.
 func (s *Store) readRecord(ctx context.Context) (epoch.Record, error) {
@@ -21,33 +29,55 @@ func (s *Store) readRecord(ctx context.Context) (epoch.Record, error) {
 	return s.o.Arbiter.Read(ctx)
 }
 
-// guardRecord ends a leadership whose cluster the record does not name any more.
+// guardRecord ends a leadership whose cluster the record does not name any
+// more. An action that finds it so has it look at once.
 func (s *Store) guardRecord(l *leadership) {
-	s.every(l.Context, recordEvery, func() {
+	t := time.NewTicker(gossipEvery)
+	defer t.Stop()
+	var read time.Time // zero: now
+	for {
 		for _, p := range s.o.Peers.Peers() {
 			if p.Alive && p.Epoch > l.Epoch {
 				s.suspect(l.in, p.Epoch, "gossip carries a newer epoch")
 				break
 			}
 		}
-		if s.o.Arbiter == nil {
+		switch {
+		case s.o.Arbiter == nil:
 			s.yield(l)
+		case time.Since(read) >= guardEvery-gossipEvery/2:
+			read = time.Now()
+			if !s.lookAtRecord(l) {
+				read = time.Time{}
+			}
+		}
+		select {
+		case <-t.C:
+		case <-l.look:
+			read = time.Time{}
+		case <-l.Context.Done():
 			return
 		}
-		r, err := s.readRecord(l.Context)
-		switch {
-		case err != nil:
-			if l.Context.Err() == nil {
-				s.log.Warn("cannot read the epoch record", "error", err)
-			}
-		case r.Names(l.Epoch, l.in.cluster):
-			l.control.compare(r)
-		case r.Epoch < l.Epoch:
-			s.repair(l, r)
-		default:
-			s.drop(s.ctx, l.in, "the record names "+r.Cluster)
+	}
+}
+
+// lookAtRecord does what the record demands of a leader and reports whether it
+// could be read.
+func (s *Store) lookAtRecord(l *leadership) bool {
+	r, err := s.readRecord(l.Context)
+	switch {
+	case err != nil:
+		if l.Context.Err() == nil {
+			s.log.Warn("cannot read the epoch record", "error", err)
 		}
-	})
+	case r.Names(l.Epoch, l.in.cluster):
+		l.control.compare(r)
+	case r.Epoch < l.Epoch:
+		s.repair(l, r)
+	default:
+		s.drop(s.ctx, l.in, "the record names "+r.Cluster)
+	}
+	return err == nil
 }
 
 // repair writes the record again where a writer of an older epoch, late past

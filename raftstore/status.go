@@ -47,19 +47,13 @@ type Status struct {
 // Status describes the mesh as this machine knows it.
 func (s *Store) Status() Status {
 	in, l := s.member(), s.leading()
-	heartbeat, _, _ := s.o.Profile.timeouts()
+	known, fresh := s.newestLeader(in, l)
 	s.mu.Lock()
 	st := Status{Server: s.incarnation(s.lives).ID(), Epoch: s.seen.Epoch, Cluster: s.seen.Cluster, Role: None, Reason: s.reason}
-	known, quiet := s.leader, s.quietAt
+	quiet := s.quietAt
 	s.mu.Unlock()
 
-	// What a machine outside raft knows is as old as its newest question.
-	fresh := 2 * watchEveryElse
-	if s.o.Self.Eligible {
-		fresh = 2 * watchEveryOK
-	}
 	if in != nil {
-		fresh = 3 * heartbeat
 		st.Epoch, st.Cluster, st.Term = in.epoch, in.cluster, in.raft.CurrentTerm()
 		st.Role = roleOf(in)
 		st.Voters = s.votersOf(in)
@@ -68,7 +62,7 @@ func (s *Store) Status() Status {
 	case l != nil && l.in == in:
 		st.Role, st.Leader, st.LeaderAddr = Leader, s.o.Self.Machine, s.o.Self.Addr
 		st.LeaderSince, st.Voters = l.since, l.control.voters()
-	case known.machine != "" && known.cluster == st.Cluster && time.Since(known.at) <= fresh && known.machine != s.o.Self.Machine:
+	case fresh:
 		st.Leader, st.LeaderAddr, st.LeaderSince = known.machine, known.addr, known.since
 		if in == nil {
 			st.Term, st.Voters = known.term, slices.Clone(known.voters)
@@ -90,6 +84,53 @@ func (s *Store) Status() Status {
 	}
 	st.Healthy = st.Leader != "" && 2*alive > len(st.Voters)
 	return st
+}
+
+// newestLeader returns the leader that was known last, and whether it can be
+// taken to lead still.
+func (s *Store) newestLeader(in *instance, l *leadership) (sighting, bool) {
+	fresh := 2 * watchEveryElse // what a machine outside raft knows is as old as its newest question
+	cluster := ""
+	switch {
+	case in != nil:
+		if l == nil {
+			s.followsIn(in) // raft may know of a newer election than the watch
+		}
+		heartbeat, _, _ := s.o.Profile.timeouts()
+		fresh, cluster = 3*heartbeat, in.cluster
+	case s.o.Self.Eligible:
+		fresh = 2 * watchEveryOK
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if in == nil {
+		cluster = s.seen.Cluster
+	}
+	known := s.leader
+	return known, known.machine != "" && known.cluster == cluster && time.Since(known.at) <= fresh && known.machine != s.o.Self.Machine
+}
+
+// LeaderKnown reports whether somebody leads the mesh as far as this machine
+// knows. It costs less than Status.
+func (s *Store) LeaderKnown() bool {
+	in, l := s.member(), s.leading()
+	if l != nil && l.in == in {
+		return true
+	}
+	_, fresh := s.newestLeader(in, l)
+	return fresh
+}
+
+// Role returns this machine's part in raft. It costs less than Status.
+func (s *Store) Role() Role {
+	in, l := s.member(), s.leading()
+	switch {
+	case in == nil:
+		return None
+	case l != nil && l.in == in:
+		return Leader
+	}
+	return roleOf(in)
 }
 
 func roleOf(in *instance) Role {

@@ -27,7 +27,8 @@ type leadership struct {
 	since   time.Time
 	cancel  context.CancelFunc
 	control *control
-	flights atomic.Int64 // proposals that wait for their commit
+	look    chan struct{} // capacity 1: the record has to be looked at now
+	flights atomic.Int64  // proposals that wait for their commit
 }
 
 // Terms gives one value for each leadership of this machine; an unread one is
@@ -85,7 +86,7 @@ func (s *Store) begin(in *instance, gen uint64) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	l := &leadership{
 		Term: Term{Number: number, Epoch: in.epoch, Context: ctx},
-		in:   in, since: time.Now(), cancel: cancel,
+		in:   in, since: time.Now(), cancel: cancel, look: make(chan struct{}, 1),
 	}
 	l.control = newControl(s, l)
 	s.mu.Lock()
@@ -179,6 +180,10 @@ func (s *Store) Verify(ctx context.Context) error {
 			return fmt.Errorf("verify leader: %w: %w", ErrRecordUnreadable, err)
 		}
 		if !r.Names(l.Epoch, l.in.cluster) {
+			select {
+			case l.look <- struct{}{}:
+			default:
+			}
 			return fmt.Errorf("verify leader: %w: %s", ErrDeposed, r.Cluster)
 		}
 	}

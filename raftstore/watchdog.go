@@ -3,7 +3,7 @@ package raftstore
 import "time"
 
 const (
-	clockEvery  = 100 * time.Millisecond
+	clockEvery  = 500 * time.Millisecond
 	commitEvery = 500 * time.Millisecond
 	stuckAfter  = 3 * time.Second
 )
@@ -17,6 +17,9 @@ func gap(mono, wall, tick time.Duration) time.Duration {
 // guardClock ends a leadership whose machine stood still for longer than 1 s
 // and a lease: others may have elected in the meantime.
 func (s *Store) guardClock() {
+	if !s.o.Self.Eligible && !s.o.Founder {
+		return // it neither leads nor founds
+	}
 	_, lease, _ := s.o.Profile.timeouts()
 	last := time.Now()
 	s.every(s.ctx, clockEvery, func() {

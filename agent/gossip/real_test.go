@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ import (
 
 // meter is the real transport with a note of the largest packet.
 type meter struct {
-	*memberlist.NetTransport
+	*sockets
 	mu    sync.Mutex // guards largest
 	large int
 }
@@ -30,7 +31,7 @@ func (m *meter) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error
 	m.mu.Lock()
 	m.large = max(m.large, len(b))
 	m.mu.Unlock()
-	return m.NetTransport.WriteToAddress(b, a)
+	return m.sockets.WriteToAddress(b, a)
 }
 
 func (m *meter) largest() int {
@@ -137,13 +138,11 @@ func TestRealSockets(t *testing.T) {
 	seed := ""
 	for i := range 3 {
 		last := byte(21 + i)
-		nt, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-			BindAddrs: []string{fmt.Sprintf("127.0.0.%d", last)}, Logger: log,
-		})
+		nt, err := listen(netip.AddrFrom4([4]byte{127, 0, 0, last}), 0, log)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := &meter{NetTransport: nt}
+		m := &meter{sockets: nt}
 		s := seed
 		g, h := real(t, last, func(o *Options) {
 			o.Label, o.Transport = label, m

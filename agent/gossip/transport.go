@@ -3,9 +3,7 @@ package gossip
 import (
 	"context"
 	"fmt"
-	"log"
 	"net"
-	"net/netip"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -23,26 +21,6 @@ type transport struct {
 func newTransport(t memberlist.NodeAwareTransport, m *metrics) *transport {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &transport{NodeAwareTransport: t, metrics: m, closing: ctx, abort: cancel}
-}
-
-// listen opens UDP and TCP sockets. The port that the system chooses for TCP
-// may be taken for UDP, hence the tries.
-func listen(ip netip.Addr, port int, l *log.Logger) (*memberlist.NetTransport, error) {
-	tries := 1
-	if port == 0 {
-		tries = 10
-	}
-	var err error
-	for range tries {
-		var t *memberlist.NetTransport
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-			BindAddrs: []string{ip.String()}, BindPort: port, Logger: l,
-		})
-		if err == nil {
-			return t, nil
-		}
-	}
-	return nil, err
 }
 
 // FinalAdvertiseAddr implements memberlist.Transport: what it is bound to.
@@ -71,7 +49,7 @@ func (t *transport) DialTimeout(addr string, d time.Duration) (net.Conn, error) 
 func (t *transport) DialAddressTimeout(a memberlist.Address, d time.Duration) (net.Conn, error) {
 	var c net.Conn
 	var err error
-	if _, ok := t.NodeAwareTransport.(*memberlist.NetTransport); ok {
+	if _, ok := t.NodeAwareTransport.(*sockets); ok {
 		dialer := net.Dialer{Timeout: d}
 		c, err = dialer.DialContext(t.closing, "tcp", a.Addr)
 	} else {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,9 @@ import (
 var version = "dev"
 
 const defaultConfig = "/etc/flymesh/mesh.toml"
+
+// settled is when a mesh half has long joined.
+const settled = 15 * time.Second
 
 const usage = `usage: agent run [-config FILE] [-kill-timeout 30s] [-dev] -- CMD...
        agent check [-config FILE] [-env]
@@ -176,6 +180,8 @@ func runMesh(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	// What joining needed once is not needed again.
+	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	if err := agent.Run(ctx, ao); err != nil {
 		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
 		return exitFailure

@@ -23,6 +23,7 @@ import (
 
 	"flymesh/agent/api"
 	"flymesh/agent/identity"
+	"flymesh/cmd/agentctl/bench"
 	"flymesh/cmd/agentctl/demo"
 	"flymesh/cmd/agentctl/demoapp"
 	"flymesh/cmd/agentctl/emulator"
@@ -57,6 +58,7 @@ type cli struct {
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`
 	Emulator emulatorCmd `cmd:"" help:"run the Machines API with real processes as machines"`
+	Bench    benchCmd    `cmd:"" help:"measure on this computer what an agent costs and how fast the mesh is"`
 	DemoApp  demoAppCmd  `cmd:"" name:"demo-app" hidden:"" help:"run one of the demo's apps"`
 }
 
@@ -216,4 +218,31 @@ type demoAppCmd struct{ demoapp.Options }
 // Run runs one app of the demo until interrupted.
 func (c *demoAppCmd) Run(s *session) error {
 	return demoapp.Run(s.ctx, c.Options, slog.New(slog.NewTextHandler(s.err, nil)))
+}
+
+type benchCmd struct {
+	All      benchAllCmd      `cmd:"" default:"withargs" help:"an idle mesh, then a few changes of its leader (4 minutes)"`
+	Idle     benchIdleCmd     `cmd:"" help:"memory, CPU and traffic of an idle mesh"`
+	Failover benchFailoverCmd `cmd:"" help:"time without a leader, hand-over, commits, recovery"`
+}
+
+type benchAllCmd struct{ bench.AllOptions }
+
+// Run measures everything in short.
+func (c *benchAllCmd) Run(s *session) error {
+	return bench.RunAll(s.ctx, c.AllOptions, s.out, s.err)
+}
+
+type benchIdleCmd struct{ bench.IdleOptions }
+
+// Run measures an idle mesh.
+func (c *benchIdleCmd) Run(s *session) error {
+	return bench.RunIdle(s.ctx, c.IdleOptions, s.out, s.err)
+}
+
+type benchFailoverCmd struct{ bench.FailoverOptions }
+
+// Run measures changes of the leader.
+func (c *benchFailoverCmd) Run(s *session) error {
+	return bench.RunFailover(s.ctx, c.FailoverOptions, s.out, s.err)
 }
