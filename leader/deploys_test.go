@@ -3,6 +3,7 @@ package leader_test
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,16 +78,17 @@ func TestDeployAmidOperation(t *testing.T) {
 						s.offer(0.5 * float64(want))
 						s.lead("v0")
 						s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
-						var done <-chan error
+						begun := make(chan (<-chan error), 1)
+						var once atomic.Bool
 						s.raft.also(func(c state.Command) {
-							if done == nil && reaches(c, step) {
-								done = s.deploy(flytest.Deploy{Strategy: strategy})
+							if reaches(c, step) && once.CompareAndSwap(false, true) {
+								begun <- s.deploy(flytest.Deploy{Strategy: strategy})
 							}
 						})
 						s.slow(kind == state.OpUp) // what boots becomes ready after the deploy
 						s.scale(want)
-						s.await("the deploy to begin", 2*time.Minute, func() bool { return done != nil })
-						if err := <-done; err != nil && have == 1 {
+						s.await("the deploy to begin", 2*time.Minute, func() bool { return len(begun) == 1 })
+						if err := <-<-begun; err != nil && have == 1 {
 							t.Logf("the deploy itself: %v", err)
 						}
 						s.slow(false)
