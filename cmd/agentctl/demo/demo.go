@@ -17,6 +17,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -151,7 +153,25 @@ func introduce(out *console, path string) {
 	if n := runtime.NumCPU(); n < 2 {
 		out.text("This computer has %d core; the demo is made for 2 and may be too slow here.", n)
 	}
+	if busy := load(); busy > float64(runtime.NumCPU()) {
+		out.text("This computer is busy with other work (load average %.0f on %d cores): what follows may be slower, or fail.", busy, runtime.NumCPU())
+	}
 	out.text("")
+}
+
+// load is the number of processes that ran or wanted to over the last minute;
+// 0 where the system does not say.
+func load() float64 {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	x, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0
+	}
+	return x
 }
 
 // start begins what runs beside the story: the followed events, the loads and
