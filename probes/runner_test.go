@@ -239,4 +239,31 @@ func TestFactsWarmAndLooks(t *testing.T) {
 			t.Errorf("%d looks after two of the slow one", n)
 		}
 	}, every(model, true), slow)
+	// A probe that hangs past its deadline is a failing look each period.
+	release := make(chan struct{})
+	hung := &source{name: "hung", probe: func(_ context.Context, n int) (Reading, error) {
+		if n > 1 {
+			<-release
+		}
+		return Reading{}, nil
+	}}
+	synctest.Test(t, func(t *testing.T) {
+		release = make(chan struct{})
+		r, err := NewRunner([]Schedule{every(hung, true)}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		time.Sleep(time.Second)
+		before := r.Looks()
+		time.Sleep(30 * time.Second)
+		if n := r.Looks(); before != 1 || n < 5 {
+			t.Errorf("%d looks, and %d after 30 s of silence", before, n)
+		}
+		cancel()
+		close(release)
+		<-done
+	})
 }

@@ -76,7 +76,7 @@ func readEmbeddings(t *table, d *Probe) {
 // readServer reads the URL of a server whose paths are known.
 func readServer(t *table, example string) string {
 	raw := readURL(t, example)
-	if u, err := url.Parse(raw); raw != "" && err == nil && u.Host != "" && strings.Trim(u.Path, "/") != "" {
+	if u, err := url.Parse(plain(raw)); raw != "" && err == nil && u.Host != "" && strings.Trim(u.Path, "/") != "" {
 		t.bad("url", "must be without a path, e.g. %q: the probe knows its paths", example)
 	}
 	return raw
@@ -96,7 +96,7 @@ func readProxy(t *table) Proxy {
 	if err != nil || !isHostPort("x:"+port) {
 		t.bad("listen", `must be ":port" or "host:port", e.g. ":8080"`)
 	}
-	u, err := url.Parse(p.Target)
+	u, err := url.Parse(plain(p.Target))
 	switch {
 	case err == nil && u.User != nil:
 		t.f.bad(t.at("target"), "", "must not hold a user or password: this file is in every image")

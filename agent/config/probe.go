@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/url"
+	"strings"
 	"time"
 
 	"flymesh/leader/decide"
@@ -206,7 +207,7 @@ func readURL(t *table, example string) string {
 	if raw == "" {
 		return ""
 	}
-	u, err := url.Parse(raw)
+	u, err := url.Parse(plain(raw))
 	switch {
 	case err == nil && u.User != nil:
 		t.f.bad(t.at("url"), "", "must not hold a user or password: this file is in every image")
@@ -215,3 +216,9 @@ func readURL(t *table, example string) string {
 	}
 	return raw
 }
+
+// plain writes ${FLY_PRIVATE_IP} as $FLY_PRIVATE_IP, which an address may hold:
+// what it stands for is known on the machine alone.
+func plain(address string) string { return braces.Replace(address) }
+
+var braces = strings.NewReplacer("${", "$", "}", "")

@@ -278,3 +278,28 @@ func TestLeaderChangesDoNotFlip(t *testing.T) {
 		}
 	})
 }
+
+// Looks at one and the same failure are one failure, however often they are
+// taken.
+func TestSameIsNotCounted(t *testing.T) {
+	g := New(Options{FailAfter: 2})
+	now := time.Unix(1_800_000_000, 0)
+	step := func(in Input) report.Readiness {
+		now = now.Add(100 * time.Millisecond)
+		in.AppUp, in.WarmedUp = true, true
+		s, _, _ := g.Step(now, in)
+		return s
+	}
+	if s := step(Input{ProbesOK: true}); s != report.Ready {
+		t.Fatalf("state %v", s)
+	}
+	step(Input{Reason: "no answer"})
+	for range 40 {
+		if s := step(Input{Reason: "no answer", Same: true}); s != report.Ready {
+			t.Fatalf("state %v after one failure that was looked at again", s)
+		}
+	}
+	if s := step(Input{Reason: "no answer"}); s != report.Booting {
+		t.Errorf("state %v after two failures", s)
+	}
+}
