@@ -21,18 +21,20 @@ const joinsAtOnce = 4
 const seedName = "seed"
 
 // keepJoined looks for members that should be there and are not, until ctx
-// ends: quickly while this agent is alone, else every rejoinEvery. memberlist
-// itself gives a dead member up after a while, so that without this two halves
-// of a long partition would never find each other again.
+// ends: quickly while this agent is alone or has not yet exchanged state with
+// anybody, else every rejoinEvery. memberlist itself gives a dead member up
+// after a while, so that without this two halves of a long partition would
+// never find each other again.
 func (g *Gossip) keepJoined(ctx context.Context) {
-	wait := joinBackoff
+	wait, joined := joinBackoff, false
 	for {
-		n, tried := g.join(ctx)
+		n, tried := g.join(ctx, !joined)
+		joined = joined || n > 0
 		if ctx.Err() != nil {
 			return
 		}
-		pause := rejoinEvery
-		if g.alone() {
+		pause := time.Duration((0.75 + rand.Float64()/2) * float64(rejoinEvery)) // not in step with others: the API's limit is one for all
+		if g.alone() || !joined {
 			pause = wait
 			wait = min(2*wait, joinBackoffMax)
 			g.log.Debug("nobody found yet", "tried", tried, "retry_in", pause)
@@ -52,13 +54,24 @@ func (g *Gossip) keepJoined(ctx context.Context) {
 
 // join exchanges state with the seeds and the missing members that are not
 // known alive, and returns how many were reached and tried. One success
-// usually makes the rest of the list known, so that few exchanges happen.
-func (g *Gossip) join(ctx context.Context) (reached, tried int) {
+// usually makes the rest of the list known, so that few exchanges happen. With
+// first, members that are known alive are as good, and so is whoever sends
+// packets: an agent without seeds that restarts, quicker than it is missed, is
+// probed at once, but is told of the others only at memberlist's next exchange,
+// half a minute later.
+func (g *Gossip) join(ctx context.Context, first bool) (reached, tried int) {
 	seedCtx, cancel := context.WithTimeout(ctx, seedTimeout)
 	defer cancel()
 	_, port, _ := net.SplitHostPort(g.Addr().String())
 	todo := resolve(seedCtx, net.DefaultResolver, g.opts.Seeds(seedCtx), port)
 	todo = append(todo, g.members.missing()...)
+	self := g.Addr()
+	if first {
+		for a := range g.members.living() {
+			todo = append(todo, a)
+		}
+		todo = append(todo, g.net.heardFrom()...)
+	}
 	rand.Shuffle(len(todo), func(i, j int) { todo[i], todo[j] = todo[j], todo[i] })
 
 	var mu sync.Mutex // guards seen, reached, tried
@@ -68,7 +81,7 @@ func (g *Gossip) join(ctx context.Context) (reached, tried int) {
 	for _, a := range todo {
 		group.Go(func() error {
 			mu.Lock()
-			skip := seen[a] || ctx.Err() != nil || g.members.living()[a]
+			skip := seen[a] || ctx.Err() != nil || a == self || (g.members.living()[a] && !(first && reached == 0))
 			seen[a] = true
 			if !skip {
 				tried++

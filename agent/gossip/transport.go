@@ -3,7 +3,11 @@ package gossip
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -16,11 +20,69 @@ type transport struct {
 	metrics *metrics
 	abort   context.CancelFunc // ends dials and streams under way
 	closing context.Context
+	packets chan *memberlist.Packet
+	ended   chan struct{} // closed by Shutdown
+
+	mu      sync.Mutex // guards senders
+	senders map[netip.AddrPort]bool
 }
+
+// maxSenders bounds the remembered senders: enough to find one that is of the
+// mesh, and no gift to whoever makes addresses up.
+const maxSenders = 32
 
 func newTransport(t memberlist.NodeAwareTransport, m *metrics) *transport {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &transport{NodeAwareTransport: t, metrics: m, closing: ctx, abort: cancel}
+	w := &transport{
+		NodeAwareTransport: t, metrics: m, closing: ctx, abort: cancel,
+		packets: make(chan *memberlist.Packet), ended: make(chan struct{}), senders: map[netip.AddrPort]bool{},
+	}
+	go w.forward()
+	return w
+}
+
+// forward passes packets on and remembers who sent them. They are not
+// decrypted yet: a sender is somebody to ask, and proves nothing.
+func (t *transport) forward() {
+	in := t.NodeAwareTransport.PacketCh()
+	for {
+		select {
+		case <-t.ended:
+			return
+		case p := <-in:
+			if a, err := netip.ParseAddrPort(p.From.String()); err == nil {
+				t.mu.Lock()
+				if len(t.senders) < maxSenders {
+					t.senders[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())] = true
+				}
+				t.mu.Unlock()
+			}
+			select {
+			case <-t.ended:
+				return
+			case t.packets <- p:
+			}
+		}
+	}
+}
+
+// heardFrom returns who has sent packets, and forgets them.
+func (t *transport) heardFrom() []netip.AddrPort {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	as := slices.Collect(maps.Keys(t.senders))
+	clear(t.senders)
+	return as
+}
+
+// PacketCh implements memberlist.Transport.
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// Shutdown implements memberlist.Transport. Packets are passed on to the end:
+// the listener waits for each to be taken before it stops.
+func (t *transport) Shutdown() error {
+	defer close(t.ended)
+	return t.NodeAwareTransport.Shutdown()
 }
 
 // FinalAdvertiseAddr implements memberlist.Transport: what it is bound to.
