@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -26,6 +27,8 @@ type MachineInfo struct {
 	Cordoned   bool   `json:"cordoned"`
 	Op         string `json:"op,omitempty"` // metadata flymesh_op: the operation that created it
 	Accounting string `json:"accounting"`   // how its CPU is limited and measured
+
+	Metadata map[string]string `json:"metadata"`
 	Details
 }
 
@@ -55,6 +58,7 @@ func (s *Server) info(m *machine) MachineInfo {
 		ID: m.id, Name: m.name, App: m.app, Group: m.group, Region: m.region, State: m.state,
 		InstanceID: m.instanceID, PrivateIP: m.privateIP, Host: string(m.host), Cordoned: m.cordoned,
 		Op: m.config.Metadata["flymesh_op"], Accounting: s.Accounting(),
+		Metadata: maps.Clone(m.config.Metadata),
 	}
 	if m.inst != nil {
 		i.Details = m.inst.Details()
