@@ -28,6 +28,7 @@ import (
 	"flymesh/leader/flyapi"
 	"flymesh/probes/report"
 	"flymesh/raftstore"
+	"flymesh/raftstore/state"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -67,6 +68,7 @@ type agent struct {
 	reports *leader.Reports
 	leader  *leader.Leader
 	health  *health
+	locks   *lockKeeper
 	server  *api.Server
 
 	receivers []leader.Receiver
@@ -118,6 +120,10 @@ func open(o Options) (*agent, error) {
 		return nil, fmt.Errorf("register library metrics: %w", err)
 	}
 	if err := a.openCloud(o); err != nil {
+		return nil, err
+	}
+	holder := state.Holder{Machine: a.self.ID, App: a.self.App, Boot: a.boot}
+	if a.locks, err = openLocks(holder, a.cfg.Mesh.Socket, a.log, a.lease); err != nil {
 		return nil, err
 	}
 	if err := a.openServer(); err != nil {
@@ -176,6 +182,7 @@ func (a *agent) healthAddr() string {
 func (a *agent) openServer() error {
 	s, err := api.NewServer(api.Options{
 		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
+		Locks:  a,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: a.healthAddr(),
 	})
@@ -299,7 +306,7 @@ func (p raftPeers) Peers() []raftstore.Peer {
 
 func (a *agent) openLeader() {
 	o := leader.Options{
-		Self: a.self.ID, Policy: a.cfg.Policy(), Reports: a.reports, Agents: agents{a},
+		Self: a.self.ID, Policy: a.cfg.Policy(), Reports: a.reports, Agents: agents{a}, Holders: agents{a},
 		Round: a.cfg.Mesh.ReportEvery, DrainTimeout: a.cfg.Mesh.DrainTimeout,
 		StartTimeout: a.cfg.Mesh.StartTimeout, ReadyTimeout: a.cfg.Mesh.ReadyTimeout, PinGrace: a.cfg.Mesh.PinGrace,
 		Logger: a.log, Metrics: leader.NewMetrics(a.reg), Alerting: a.alerting(),
@@ -335,6 +342,7 @@ func (a *agent) run(ctx context.Context) error {
 		{"api", a.server.Run},
 		{"reports", a.reports.Run},
 		{"raft", a.store.Run},
+		{"locks", a.locks.run},
 		{"leader", a.runLeader},
 		{"leaderless", a.runLeaderless},
 		{"probes", a.health.run},
@@ -414,6 +422,7 @@ func (a *agent) report(seq uint64, leaving bool) report.Report {
 		Region: a.self.Region, Version: a.version, Config: a.cfg.Hash(), Uptime: time.Since(a.bootAt), Leaving: leaving,
 	}
 	a.health.fill(&r)
+	r.Busy = r.Busy || a.locks.busy() != ""
 	return r
 }
 

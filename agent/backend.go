@@ -47,6 +47,9 @@ func (a *agent) Drain(ctx context.Context, r api.DrainRequest) (leader.DrainResu
 		return leader.DrainResult{}, nil
 	}
 	a.health.drain(true)
+	if busy := a.locks.busy(); busy != "" {
+		return leader.DrainResult{Busy: busy}, nil
+	}
 	return a.health.idle(ctx, r.Deadline)
 }
 

@@ -169,6 +169,9 @@ func (d *driver) mayStop(ctx context.Context, s Service, op state.Op) (veto stri
 	if d.l.Store.State().Service(op.Service).Primary == op.Machine {
 		return fmt.Sprintf("machine %s is the primary of %s", op.Machine, op.Service), nil
 	}
+	if held := d.l.Store.State().HeldBy(op.Machine); len(held) > 0 {
+		return fmt.Sprintf("machine %s holds lock %s", op.Machine, held[0].Name), nil
+	}
 	if op.Machine == d.l.Self {
 		return fmt.Sprintf("machine %s leads the mesh", op.Machine), nil
 	}

@@ -206,6 +206,7 @@ func (l *Leader) gather(t Term) decide.Input {
 			in.History[name] = w.Series(name)
 			for _, m := range l.machines(s) {
 				d := joined(m, name, mem, voters, lead, w, now)
+				d.Locked = len(st.HeldBy(m.ID)) > 0
 				if a, ok := st.Avoid[m.ID]; ok && a.Until.After(now) {
 					d.Avoid = fmt.Sprintf("not chosen before %s: %s", a.Until.UTC().Format("15:04:05"), a.Reason)
 				}

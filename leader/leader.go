@@ -27,6 +27,10 @@ type Store interface {
 	// Verify fails unless this node leads right now and the epoch record names
 	// its cluster. It is asked before every action.
 	Verify(ctx context.Context) error
+	// Leads fails unless a majority of the voters says that this node leads right
+	// now. It asks nobody else: leases are renewed also while the record cannot
+	// be read.
+	Leads(ctx context.Context) error
 	// MayStop fails if stopping the machine would endanger the quorum; it moves
 	// the vote elsewhere first where it can.
 	MayStop(ctx context.Context, machine string) error
@@ -63,6 +67,7 @@ type Options struct {
 	Store        Store
 	Cloud        Cloud
 	Agents       Agents
+	Holders      Holders // nil: no locks are granted
 	Reports      *Reports
 	Round        time.Duration // pause between rounds; at least minRound
 	DrainTimeout time.Duration // longest wait for a machine to finish what it has
@@ -83,8 +88,9 @@ type Leader struct {
 	Options
 	log *slog.Logger
 
-	mu   sync.Mutex // guards view
-	view *view      // of the running term; nil while another machine leads
+	mu    sync.Mutex // guards view and locks
+	view  *view      // of the running term; nil while another machine leads
+	locks *locks     // of the running term
 
 	listed  *listings // newest listing by app, of this term
 	deploys *deploys  // what this term knows of deploys
@@ -138,6 +144,9 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	l.log.Info("leading", "term", t.Number, "epoch", t.Epoch)
 	defer l.log.Info("no longer leading", "term", t.Number)
 
+	if l.Holders != nil {
+		l.drivers.Go(func() { l.keepLocks(ctx, t) })
+	}
 	l.show(t) // what the reports say is known before the API has answered
 	for _, r := range l.Alerting.Receivers {
 		l.drivers.Go(func() { l.deliver(ctx, t, r) })

@@ -42,6 +42,7 @@ type stand struct {
 	agents map[string]*machineAgent
 	dud    bool               // machines that boot from now on never become ready
 	load   map[string]float64 // machines' worth of work offered, by service
+	holds  *lockSim           // nil: no machine holds locks
 }
 
 const (
@@ -221,7 +222,11 @@ func (s *stand) boot(b flytest.Boot) {
 	s.mu.Lock()
 	a.notReady = s.dud
 	s.agents[b.ID] = a
+	holds := s.holds
 	s.mu.Unlock()
+	if holds != nil {
+		holds.booted(b.ID)
+	}
 	go s.live(ctx, a)
 }
 
@@ -240,7 +245,11 @@ func (s *stand) halt(b flytest.Boot, _ bool) {
 	s.mu.Lock()
 	a := s.agents[b.ID]
 	delete(s.agents, b.ID)
+	holds := s.holds
 	s.mu.Unlock()
+	if holds != nil {
+		holds.halted(b.ID)
+	}
 	if a != nil {
 		a.cancel()
 		<-a.done
@@ -336,7 +345,7 @@ func (s *stand) newVoter(id string) *voter {
 	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
 	v.reports = leader.NewReports(every, s.policy)
 	o := leader.Options{
-		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Reports: v.reports,
+		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Holders: s, Reports: v.reports,
 		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: 2 * time.Minute, ReadyTimeout: 5 * time.Minute,
 		PinGrace: 2 * time.Minute, Logger: slog.New(slog.DiscardHandler),
 	}
@@ -370,6 +379,7 @@ type cluster struct {
 	index  uint64
 	term   uint64
 	leader string
+	lost   uint64 // times that all state was lost
 	cancel context.CancelFunc
 	before []func(c state.Command) // told ahead of each commit
 	after  []func(c state.Command) // told of each commit before its proposer is
@@ -413,7 +423,7 @@ func (c *cluster) elect(id string) leader.Term {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.term, c.leader, c.cancel = c.term+1, id, cancel
-	return leader.Term{Number: c.term, Epoch: 1, Context: ctx}
+	return leader.Term{Number: c.term, Epoch: 1 + c.lost, Context: ctx}
 }
 
 func (c *cluster) state() *state.State {

@@ -187,6 +187,22 @@ func (s *Store) Verify(ctx context.Context) error {
 			return fmt.Errorf("verify leader: %w: %s", ErrDeposed, r.Cluster)
 		}
 	}
+	return s.confirm(ctx, l)
+}
+
+// Leads proves that a majority of the voters takes this machine for the leader
+// now, without reading the epoch record. It is enough to renew what was granted
+// before, and not to begin anything.
+func (s *Store) Leads(ctx context.Context) error {
+	l := s.leading()
+	if l == nil {
+		return fmt.Errorf("verify leader: %w", ErrNotLeader)
+	}
+	return s.confirm(ctx, l)
+}
+
+// confirm has a majority confirm a leadership within 250 ms.
+func (s *Store) confirm(ctx context.Context, l *leadership) error {
 	answer := l.in.call(func() error { return l.in.raft.VerifyLeader().Error() })
 	t := time.NewTimer(verifyLimit)
 	defer t.Stop()

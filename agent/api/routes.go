@@ -121,6 +121,7 @@ func (s *Server) routes(door string) http.Handler {
 		}
 		return func(ctx context.Context) (any, error) { return b.Silence(ctx, q) }, nil
 	}))
+	s.lockRoutes(door, handle)
 	if door != "mesh" {
 		return mux
 	}

@@ -19,6 +19,7 @@ import (
 // Options of NewServer. An empty address leaves that door shut.
 type Options struct {
 	Backend    Backend
+	Locks      LockBackend // nil: no locks
 	Raft       Raft        // nil: the paths of the agreement are not served
 	TLS        *tls.Config // of the mesh port; both directions
 	Socket     string      // path of the unix socket

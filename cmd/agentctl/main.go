@@ -2,7 +2,8 @@
 // asks the agent beside it over a unix socket, and the agent asks the leader.
 //
 // Exit codes: 0 done; 1 it did not work, and one line says why; 2 wrong usage;
-// 3 nobody leads the mesh.
+// 3 nobody leads the mesh. `agentctl lock` has its command's, or 75 if the lock
+// was not obtained, or 70 if it was lost.
 package main
 
 import (
@@ -54,7 +55,8 @@ type cli struct {
 	Raft    raftCmd    `cmd:"" help:"show and steer the agreement between the voters"`
 	History historyCmd `cmd:"" help:"show what a service did in the last day, with the scaling steps"`
 	Alerts  alertsCmd  `cmd:"" help:"show what people are told, or keep a rule quiet"`
-	Secret  secretCmd  `cmd:"" help:"make secrets"`
+	lockCommands
+	Secret secretCmd `cmd:"" help:"make secrets"`
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`
 	Emulator emulatorCmd `cmd:"" help:"run the Machines API with real processes as machines"`
@@ -131,6 +133,13 @@ func (e *usageError) Error() string { return e.text }
 func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
 func fail(stderr io.Writer, err error) int {
+	var x *exitError
+	if errors.As(err, &x) {
+		if x.text != "" {
+			fmt.Fprintf(stderr, "agentctl: %s\n", x.text)
+		}
+		return x.code
+	}
 	fmt.Fprintf(stderr, "agentctl: %s\n", oneLine(err))
 	var u *usageError
 	switch {

@@ -78,6 +78,14 @@ func (s *State) do(index uint64, c Command) Result {
 		return s.tellAlert(index, c)
 	case c.Silence != nil:
 		return s.silence(index, c)
+	case c.Grant != nil:
+		return s.grant(index, c)
+	case c.Free != nil:
+		return s.free(index, c)
+	case c.Adopt != nil:
+		return s.adopt(index, c)
+	case c.Rebuilt != nil:
+		return s.rebuilt(index, c)
 	case c.Note != nil:
 		n := c.Note
 		s.tell(index, c, Event{Kind: n.Kind, Service: n.Service, Machine: n.Machine, Reason: n.Reason})
@@ -111,6 +119,9 @@ func (s *State) begin(index uint64, c Command) Result {
 	}
 	if b.Kind == OpDown && s.Service(b.Service).Primary == b.Machine {
 		return reject(index, Conflict, fmt.Sprintf("machine %s is the primary of %s", b.Machine, b.Service))
+	}
+	if held := s.HeldBy(b.Machine); b.Kind == OpDown && len(held) > 0 {
+		return reject(index, Conflict, fmt.Sprintf("machine %s holds lock %s", b.Machine, held[0].Name))
 	}
 	id := fmt.Sprintf("%d-%d-%d", s.Epoch, c.Term, index)
 	o := &Op{

@@ -37,6 +37,10 @@ type Command struct {
 	SetAlert  *SetAlert  `json:"set_alert,omitempty"`
 	TellAlert *TellAlert `json:"tell_alert,omitempty"`
 	Silence   *Silence   `json:"silence,omitempty"`
+	Grant     *Grant     `json:"grant,omitempty"`
+	Free      *Free      `json:"free,omitempty"`
+	Adopt     *Adopt     `json:"adopt,omitempty"`
+	Rebuilt   *Rebuilt   `json:"rebuilt,omitempty"`
 }
 
 // Elect announces a new leader; a lower term than the newest is stale.
@@ -191,7 +195,8 @@ var ErrRejected = errors.New("command rejected")
 // Result is the answer of Apply.
 type Result struct {
 	Index     uint64    `json:"index"`
-	Op        string    `json:"op,omitempty"` // the operation begun or moved
+	Op        string    `json:"op,omitempty"`    // the operation begun or moved
+	Token     string    `json:"token,omitempty"` // of the lock granted or freed
 	Rejection Rejection `json:"rejection,omitempty"`
 	Detail    string    `json:"detail,omitempty"`
 }

@@ -35,6 +35,10 @@ type State struct {
 
 	Alerts   map[string]Alert    `json:"alerts,omitempty"`   // those that are not at rest, by Alert.Key
 	Silences map[string]Silenced `json:"silences,omitempty"` // by rule or key
+
+	Locks   map[string]*Lock `json:"locks,omitempty"`   // those that are held
+	Rebuilt uint64           `json:"rebuilt,omitempty"` // newest epoch in which expiry locks are granted
+	Proven  uint64           `json:"proven,omitempty"`  // newest epoch in which all locks are granted
 }
 
 // Service is what is remembered of one service.
@@ -163,7 +167,7 @@ type Event struct {
 func New() *State {
 	return &State{
 		Services: map[string]*Service{}, Ops: map[string]*Op{},
-		Admitted: map[string]string{}, Avoid: map[string]Avoid{},
+		Admitted: map[string]string{}, Avoid: map[string]Avoid{}, Locks: map[string]*Lock{},
 	}
 }
 
@@ -188,6 +192,11 @@ func (s *State) Clone() *State {
 	}
 	c.Admitted = maps.Clone(s.Admitted)
 	c.Avoid = maps.Clone(s.Avoid)
+	c.Locks = make(map[string]*Lock, len(s.Locks))
+	for k, v := range s.Locks {
+		w := *v
+		c.Locks[k] = &w
+	}
 	c.Touched = slices.Clone(s.Touched)
 	c.Events = slices.Clone(s.Events)
 	c.Seen = slices.Clone(s.Seen)
@@ -207,6 +216,9 @@ func Restore(b []byte) (*State, error) {
 	}
 	if s.Services == nil || s.Ops == nil || s.Admitted == nil || s.Avoid == nil {
 		return nil, fmt.Errorf("restore state: snapshot lacks a table")
+	}
+	if s.Locks == nil {
+		s.Locks = map[string]*Lock{}
 	}
 	return s, nil
 }

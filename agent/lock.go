@@ -1,0 +1,404 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"flymesh/agent/api"
+	"flymesh/agent/identity"
+	"flymesh/leader"
+	"flymesh/raftstore/state"
+)
+
+const (
+	sessionTick = 250 * time.Millisecond
+	sessionIdle = 2 * time.Minute // a session that was never granted anything is forgotten
+	leaseTries  = 3 * time.Second // for one question to the leader
+)
+
+// session is one program's wish for a lock, or its hold. It is kept in a file,
+// so that the agent's next life knows what runs on this machine.
+type session struct {
+	api.AcquireRequest
+	Token string `json:"token,omitempty"`
+	Boot  string `json:"boot"`  // of the agent that asked
+	Start uint64 `json:"start"` // when PID started, against reuse of the number
+
+	deadline time.Time // end of the lease, counted from before it was asked for
+	since    time.Time
+	ended    bool // nothing is granted or renewed any more
+	told     time.Time
+}
+
+// lockKeeper is this machine's side of the locks: it asks the leader on behalf
+// of local programs, ends what outlives its lease, and says what runs here.
+type lockKeeper struct {
+	ask    func(ctx context.Context, r leader.LockRequest) (leader.LockAnswer, error)
+	self   state.Holder // without session
+	socket string
+	dir    string
+	log    *slog.Logger
+
+	mu       sync.Mutex // guards all below
+	sessions map[string]*session
+	floor    uint64 // epoch under which no token counts any more
+}
+
+// openLocks reads what an earlier life of the agent left, and ends work that
+// nobody keeps.
+func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(context.Context, leader.LockRequest) (leader.LockAnswer, error)) (*lockKeeper, error) {
+	k := &lockKeeper{ask: ask, self: self, socket: socket, dir: socket + ".locks", log: log, sessions: map[string]*session{}}
+	if err := os.MkdirAll(k.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open locks: %w", err)
+	}
+	entries, err := os.ReadDir(k.dir)
+	if err != nil {
+		return nil, fmt.Errorf("open locks: %w", err)
+	}
+	known := map[string]bool{}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(k.dir, e.Name()))
+		s := &session{}
+		if err == nil {
+			err = json.Unmarshal(b, s)
+		}
+		if err != nil || s.Session == "" {
+			_ = os.Remove(filepath.Join(k.dir, e.Name())) // half-written: it was granted nothing
+			continue
+		}
+		s.since, s.deadline = time.Now(), time.Now().Add(leader.LockLease)
+		k.sessions[s.Session] = s
+		known[s.Token] = true
+	}
+	for token, pids := range marked(socket) {
+		if !known[token] {
+			log.Warn("ending work of a lock that nobody keeps", "token", token, "processes", len(pids))
+			killAll(pids)
+		}
+	}
+	return k, nil
+}
+
+// run ends what has outlived its lease or its owner, until ctx ends.
+func (k *lockKeeper) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	// While a machine is suspended its monotonic clock stands still: leases are
+	// shorter than they look afterwards.
+	wg.Go(func() {
+		identity.WatchClock(ctx, sessionTick, time.Second, func(gap time.Duration) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			for _, s := range k.sessions {
+				s.deadline = s.deadline.Add(-gap)
+			}
+		})
+	})
+	t := time.NewTicker(sessionTick)
+	defer t.Stop()
+	for {
+		for _, s := range k.due() {
+			k.finish(ctx, s)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// due lists the sessions that are over.
+func (k *lockKeeper) due() (over []session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	for _, s := range k.sessions {
+		dead := s.PID != 0 && !alive(s.PID, s.Start)
+		switch {
+		case s.Token == "" && (s.ended || dead || now.Sub(s.since) > sessionIdle):
+			k.forget(s.Session)
+		case s.Token != "" && (s.ended || dead || now.After(s.deadline)) && now.Sub(s.told) > time.Second:
+			s.ended, s.told = true, now
+			over = append(over, *s)
+		}
+	}
+	return over
+}
+
+// finish ends the work of a session, and tells the leader when nothing runs.
+func (k *lockKeeper) finish(ctx context.Context, s session) {
+	ctx, cancel := context.WithTimeout(ctx, leaseTries)
+	defer cancel()
+	if gone, _ := k.end(s); !gone {
+		// A program that is no wrapper cannot be ended here. Its hold may end
+		// without it: by time, or by a person.
+		a, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockCheck, Lock: s.Lock, Token: s.Token})
+		if err == nil && !a.OK && !s.Wrapper {
+			k.drop(s.Session)
+		}
+		return
+	}
+	_, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockRelease, Lock: s.Lock, Token: s.Token, Gone: true})
+	if err != nil {
+		return // again at the next look
+	}
+	k.log.Info("lock given back: its work has ended", "lock", s.Lock, "token", s.Token)
+	k.drop(s.Session)
+}
+
+// end kills what runs under a session and says whether nothing does any more.
+func (k *lockKeeper) end(s session) (gone bool, why string) {
+	if s.Wrapper && alive(s.PID, s.Start) {
+		killAll([]int{s.PID})
+	}
+	for range 40 {
+		pids := marked(k.socket)[s.Token]
+		killAll(pids)
+		switch {
+		case len(pids) > 0:
+			why = fmt.Sprintf("%d processes do not end", len(pids))
+		case s.PID == 0:
+			return false, "the program that holds it gave no pid"
+		case alive(s.PID, s.Start):
+			why = fmt.Sprintf("process %d still runs", s.PID)
+			if !s.Wrapper {
+				return false, why
+			}
+		default:
+			return true, ""
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return false, why
+}
+
+// keep writes a session's file. The caller holds mu.
+func (k *lockKeeper) keep(s *session) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("keep session: %w", err)
+	}
+	name := k.file(s.Session)
+	if err := os.WriteFile(name+".new", b, 0o600); err != nil {
+		return fmt.Errorf("keep session: %w", err)
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return fmt.Errorf("keep session: %w", err)
+	}
+	return nil
+}
+
+// drop forgets a session.
+func (k *lockKeeper) drop(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.forget(id)
+}
+
+// forget is drop for a caller that holds mu.
+func (k *lockKeeper) forget(id string) {
+	delete(k.sessions, id)
+	_ = os.Remove(k.file(id)) // one that stays is found to be over by the next life
+}
+
+func (k *lockKeeper) file(id string) string {
+	return filepath.Join(k.dir, strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' {
+			return r
+		}
+		return '_'
+	}, id))
+}
+
+func (k *lockKeeper) byToken(token string) *session {
+	for _, s := range k.sessions {
+		if s.Token == token {
+			return s
+		}
+	}
+	return nil
+}
+
+// acquire asks the leader once, for a program of this machine.
+func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lease, error) {
+	k.mu.Lock()
+	s := k.sessions[r.Session]
+	if s == nil {
+		s = &session{AcquireRequest: r, Boot: k.self.Boot, since: time.Now()}
+		if r.PID != 0 {
+			if s.Start = started(r.PID); s.Start == 0 {
+				k.mu.Unlock()
+				return api.Lease{}, badRequest("pid: there is no process %d", r.PID)
+			}
+		}
+		if err := k.keep(s); err != nil {
+			k.mu.Unlock()
+			return api.Lease{}, err
+		}
+		k.sessions[r.Session] = s
+	}
+	ended := s.ended || s.Lock != r.Lock
+	k.mu.Unlock()
+	if ended {
+		return api.Lease{Lock: r.Lock, Why: "the session is over: make a new one"}, nil
+	}
+	h := k.self
+	h.Session = r.Session
+	sent := time.Now()
+	a, err := k.ask(ctx, leader.LockRequest{
+		Verb: leader.LockAcquire, ID: rand.Text(), Lock: r.Lock, Policy: s.Policy, Holder: h, Reason: r.Reason,
+	})
+	if err != nil {
+		return api.Lease{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case !a.OK:
+		if s.Token == "" {
+			k.forget(s.Session)
+		}
+		return api.LeaseOf(r.Lock, a), nil
+	case s.ended || state.Fence(a.Token)>>40 < k.floor || k.sessions[r.Session] != s:
+		// The leader was told meanwhile that nothing runs here.
+		s.ended, s.Token = true, a.Token
+		return api.Lease{Lock: r.Lock, Why: "the grant came too late"}, nil
+	}
+	s.Token, s.deadline = a.Token, sent.Add(a.Lease)
+	if err := k.keep(s); err != nil {
+		s.ended = true
+		return api.Lease{}, err
+	}
+	l := api.LeaseOf(r.Lock, a)
+	l.Socket = k.socket
+	return l, nil
+}
+
+// renew lengthens the lease of a program of this machine, or checks it.
+func (k *lockKeeper) renew(ctx context.Context, r api.TokenRequest, verb leader.LockVerb) (api.Lease, error) {
+	k.mu.Lock()
+	s := k.byToken(r.Token)
+	lost := s == nil || s.ended || s.Lock != r.Lock
+	k.mu.Unlock()
+	if lost && verb == leader.LockRenewal {
+		return api.Lease{Lock: r.Lock, Why: "this machine's agent has given the lock up"}, nil
+	}
+	sent := time.Now()
+	a, err := k.ask(ctx, leader.LockRequest{Verb: verb, Lock: r.Lock, Token: r.Token})
+	if err != nil || verb == leader.LockCheck {
+		return api.LeaseOf(r.Lock, a), err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !a.OK {
+		s.ended = true
+	}
+	if s.ended {
+		return api.Lease{Lock: r.Lock, Why: a.Why}, nil
+	}
+	s.deadline = sent.Add(a.Lease)
+	return api.LeaseOf(r.Lock, a), nil
+}
+
+// release gives a lock back whose work has ended.
+func (k *lockKeeper) release(ctx context.Context, r api.TokenRequest) (api.Lease, error) {
+	a, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockRelease, Lock: r.Lock, Token: r.Token})
+	if err != nil {
+		return api.Lease{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if s := k.byToken(r.Token); s != nil {
+		k.forget(s.Session)
+	}
+	return api.LeaseOf(r.Lock, a), nil
+}
+
+// held says which locks work on this machine runs under. Grants of an epoch
+// before this one are worth nothing here from now on.
+func (k *lockKeeper) held(epoch uint64) []state.Lock {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.floor = max(k.floor, epoch)
+	locks := []state.Lock{}
+	for _, s := range k.sessions {
+		if s.Token != "" {
+			h := k.self
+			h.Boot, h.Session = s.Boot, s.Session
+			locks = append(locks, state.Lock{Name: s.Lock, Token: s.Token, Policy: s.Policy, Holder: h, Reason: s.Reason, At: s.since.UTC()})
+		}
+	}
+	slices.SortFunc(locks, func(a, b state.Lock) int { return strings.Compare(a.Name+a.Token, b.Name+b.Token) })
+	return locks
+}
+
+// endLock ends what runs under a lock because the leader says so.
+func (k *lockKeeper) endLock(l state.Lock) api.EndAnswer {
+	k.mu.Lock()
+	s := k.sessions[l.Holder.Session]
+	if s == nil {
+		k.mu.Unlock()
+		// A session is kept before the leader is asked: nothing will run under it.
+		pids := marked(k.socket)[l.Token]
+		killAll(pids)
+		return api.EndAnswer{Gone: len(pids) == 0, Why: fmt.Sprintf("%d processes are being killed", len(pids))}
+	}
+	s.ended = true
+	if s.Token == "" {
+		s.Token = l.Token
+	}
+	v := *s
+	k.mu.Unlock()
+	gone, why := k.end(v)
+	if gone {
+		k.drop(v.Session)
+	}
+	return api.EndAnswer{Gone: gone, Why: why}
+}
+
+// busy says what this machine must not be stopped for; empty: nothing.
+func (k *lockKeeper) busy() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var names []string
+	for _, s := range k.sessions {
+		if s.Token != "" {
+			names = append(names, s.Lock)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return "holds lock " + strings.Join(names, ", ")
+}
+
+// lease asks the leader about a lock.
+func (a *agent) lease(ctx context.Context, r leader.LockRequest) (leader.LockAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, leaseTries)
+	defer cancel()
+	self, addr, ok := a.Route()
+	switch {
+	case self:
+		return a.Lease(ctx, r)
+	case !ok:
+		return leader.LockAnswer{}, api.ErrNoLeader
+	}
+	ans, err := a.dial(addr).Lease(ctx, r)
+	var re *api.ResponseError
+	if err != nil && !errors.As(err, &re) {
+		err = fmt.Errorf("ask leader at %s: %w", addr, err)
+	}
+	return ans, err
+}
