@@ -22,6 +22,11 @@ const (
 	watchEvery     = time.Second     // without a leader, where this machine may have to found
 	watchEveryOK   = 2 * time.Second // with one
 	watchEveryElse = 5 * time.Second // where it may not
+	// watchCalm is how long such a machine takes the leader's word for while
+	// gossip sees that boot of it alive in that epoch: a fleet that asked more
+	// often would cost the leader more than all its followers do. Who asks one
+	// that has handed over is sent on.
+	watchCalm = 20 * time.Second
 )
 
 // watch keeps track of who leads.
@@ -32,13 +37,36 @@ func (s *Store) watch() {
 	}
 	var good time.Time // when a leader outside was last seen
 	s.every(s.ctx, period, func() {
-		if s.member() == nil && time.Since(good) < watchEveryOK-watchEvery/2 {
+		quiet := time.Since(good)
+		if s.member() == nil && quiet < watchEveryOK-watchEvery/2 {
+			return
+		}
+		if !s.o.Self.Eligible && quiet < watchCalm-period/2 && s.leaderLives() {
 			return
 		}
 		if good = (time.Time{}); s.look() {
 			good = time.Now()
 		}
 	})
+}
+
+// leaderLives reports whether gossip sees the leader that was known last alive
+// and in the same epoch, and notes that.
+func (s *Store) leaderLives() bool {
+	s.mu.Lock()
+	known := s.leader
+	s.mu.Unlock()
+	for _, p := range s.o.Peers.Peers() {
+		if p.Alive && p.Machine == known.machine && p.Boot == rootBoot(bootOf(known.server)) && p.Epoch == known.epoch {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.leader.server == known.server {
+				s.leader.at = time.Now()
+			}
+			return true
+		}
+	}
+	return false
 }
 
 // look finds the leader: raft knows in a cluster, else the leader known last is

@@ -179,9 +179,10 @@ func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
 
 	p := &prober{last: time.Now()}
 	probing, stop := context.WithCancel(ctx)
+	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer stop()
+	defer cancel()
 	for _, x := range others {
 		wg.Go(func() { p.run(probing, x) })
 	}
@@ -195,6 +196,15 @@ func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
 	if err := syscall.Kill(old.pid, sig); err != nil {
 		return k, fmt.Errorf("signal leader: %w", err)
 	}
+	type answer struct {
+		took time.Duration
+		err  error
+	}
+	back := make(chan answer, 1)
+	wg.Go(func() {
+		took, err := m.backAgain(ctx, leader, old.pid)
+		back <- answer{took, err}
+	})
 	err = until(ctx, 30*time.Second, "another leader", func(ctx context.Context) error {
 		s, err := m.status(ctx, leader.ID)
 		if err == nil && s.Term == before.Term && s.Epoch == before.Epoch {
@@ -210,25 +220,29 @@ func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
 		return k, err
 	}
 	stop()
-	wg.Wait()
 	k.commit, k.gap = p.result()
 
+	again := <-back
+	if again.err != nil {
+		return k, again.err
+	}
+	k.back = again.took
+	return k, m.ready(ctx, 45*time.Second)
+}
+
+// backAgain waits until the supervisor has started a machine's mesh half again
+// and it answers, and tells how long it takes from the start to the answer.
+func (m *mesh) backAgain(ctx context.Context, x emulator.Machine, old int) (took time.Duration, err error) {
 	err = until(ctx, 40*time.Second, "the mesh half to come back", func(ctx context.Context) error {
-		_, halves := m.halves()
-		now, ok := halves[leader.ID]
-		if !ok || now.pid == old.pid {
+		now, ok := meshHalves(map[int]string{x.PID: x.ID})[x.ID]
+		if !ok || now.pid == old {
 			return errors.New("its supervisor has not started it again")
 		}
-		_, _, err := api.NewSocketClient(leader.Socket).Health(ctx)
-		if err == nil && k.back == 0 {
-			k.back = sinceBoot() - now.began
-		}
+		_, _, err := api.NewSocketClient(x.Socket).Health(ctx)
+		took = sinceBoot() - now.began
 		return err
 	})
-	if err != nil {
-		return k, err
-	}
-	return k, m.ready(ctx, 45*time.Second)
+	return took, err
 }
 
 // prober commits without a pause, through machines that stay.

@@ -37,6 +37,20 @@ func (v *volume) add(bytes int) { v.bytes += float64(bytes); v.packets++ }
 // traffic is one agent's.
 type traffic struct{ sent, received map[protocol]volume }
 
+func newTraffic() traffic {
+	return traffic{sent: map[protocol]volume{}, received: map[protocol]volume{}}
+}
+
+func (t traffic) count(p packet) {
+	side := t.received
+	if p.sent {
+		side = t.sent
+	}
+	v := side[p.proto]
+	v.add(p.bytes)
+	side[p.proto] = v
+}
+
 // wire counts every IPv4 packet on the loopback interface through a packet
 // socket. The kernel shows each packet once, with the length that it has on
 // the wire but for the link layer. A connection is the agent's that listens at
@@ -50,7 +64,7 @@ type wire struct {
 	mu      sync.Mutex
 	on      bool
 	by      map[string]*traffic
-	unknown map[protocol]volume       // sent or received by a socket that was gone before it was looked for
+	unknown traffic                   // of sockets that were gone before they were looked for
 	owner   map[netip.AddrPort]string // of dialled connections; "": looked for in vain
 	pending map[netip.AddrPort][]packet
 	done    chan struct{}
@@ -70,7 +84,7 @@ func listenWire(agents map[netip.Addr]string, ports map[uint16]protocol, api net
 		return nil, fmt.Errorf("open packet socket: %w", err)
 	}
 	w := &wire{
-		fd: fd, agents: agents, ports: ports, api: api, by: map[string]*traffic{}, unknown: map[protocol]volume{},
+		fd: fd, agents: agents, ports: ports, api: api, by: map[string]*traffic{}, unknown: newTraffic(),
 		owner: map[netip.AddrPort]string{}, pending: map[netip.AddrPort][]packet{}, done: make(chan struct{}),
 	}
 	lo, err := net.InterfaceByName("lo")
@@ -163,16 +177,11 @@ func (w *wire) count(machine string, p packet) {
 	}
 	t := w.by[machine]
 	if t == nil {
-		t = &traffic{sent: map[protocol]volume{}, received: map[protocol]volume{}}
+		n := newTraffic()
+		t = &n
 		w.by[machine] = t
 	}
-	side := t.received
-	if p.sent {
-		side = t.sent
-	}
-	v := side[p.proto]
-	v.add(p.bytes)
-	side[p.proto] = v
+	t.count(p)
 }
 
 // dialled notes a packet of the end that dialled. Whose socket that is is
@@ -182,9 +191,7 @@ func (w *wire) dialled(a netip.AddrPort, p packet) {
 	case !ok:
 		w.pending[a] = append(w.pending[a], p)
 	case m == "":
-		v := w.unknown[p.proto]
-		v.add(p.bytes)
-		w.unknown[p.proto] = v
+		w.unknown.count(p)
 	default:
 		w.count(m, p)
 	}
