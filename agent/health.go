@@ -50,6 +50,7 @@ type health struct {
 	revoked   bool // the leader took the admission back
 	leaving   bool // the machine is about to stop: no way back
 	draining  bool // the leader wants it empty
+	emptied   bool // and it was, within this drain
 	readiness report.Readiness
 	reason    string
 	since     time.Time
@@ -218,7 +219,7 @@ func (h *health) admit(revoke bool) {
 
 func (h *health) drain(on bool) {
 	h.mu.Lock()
-	h.draining = on
+	h.draining, h.emptied = on, false
 	h.mu.Unlock()
 	h.step()
 }
@@ -238,6 +239,9 @@ func (h *health) idle(ctx context.Context, limit time.Duration) (leader.DrainRes
 			// The proxy may still have been about to send one: idle means twice
 			// in a row, a measurement apart.
 			if quiet++; time.Duration(quiet)*idleEvery > 2*h.a.cfg.Mesh.ReportEvery {
+				h.mu.Lock()
+				h.emptied = true
+				h.mu.Unlock()
 				return leader.DrainResult{Done: true}, nil
 			}
 		case m.InFlight.OK:
@@ -258,9 +262,12 @@ func (h *health) idle(ctx context.Context, limit time.Duration) (leader.DrainRes
 func (h *health) leave(ctx context.Context, d supervise.DrainRequest) {
 	h.mu.Lock()
 	h.leaving = true
+	empty := h.draining && h.emptied
 	h.mu.Unlock()
 	h.step()
-	_, _ = h.idle(ctx, time.Until(d.Deadline))
+	if !empty { // the leader has not drained it before
+		_, _ = h.idle(ctx, time.Until(d.Deadline))
+	}
 	if err := d.Done(); err != nil {
 		h.a.log.Warn("answer supervisor failed", "error", err)
 	}

@@ -4,21 +4,24 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	fly "github.com/superfly/fly-go"
 )
 
-// machinePIDs returns the processes whose environment names the machine.
-func machinePIDs(id string) []int {
+// machinePIDs returns the processes whose environment has every mark. One is
+// the machine's ID; another tells it from the machine of another emulator that
+// happens to have the same ID.
+func machinePIDs(marks []string) []int {
 	names, err := readNames("/proc")
 	if err != nil {
 		return nil
 	}
 	var pids []int
 	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil && belongs(pid, id) {
+		if pid, err := strconv.Atoi(name); err == nil && belongs(pid, marks) {
 			pids = append(pids, pid)
 		}
 	}
@@ -34,20 +37,20 @@ func readNames(dir string) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// belongs reports whether a live process carries the machine's ID. A process
-// that has ended but was not waited for has no environment any more.
-func belongs(pid int, id string) bool {
+// belongs reports whether a live process carries every mark. A process that
+// has ended but was not waited for has no environment any more.
+func belongs(pid int, marks []string) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil || pid == os.Getpid() {
 		return false
 	}
-	want := []byte("FLY_MACHINE_ID=" + id)
+	left := len(marks)
 	for v := range bytes.SplitSeq(env, []byte{0}) {
-		if bytes.Equal(v, want) {
-			return true
+		if slices.Contains(marks, string(v)) {
+			left--
 		}
 	}
-	return false
+	return left <= 0
 }
 
 // processState returns the letter of a process's state, empty if it has ended.

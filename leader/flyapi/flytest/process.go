@@ -95,17 +95,23 @@ func (r *processRun) cleanup() {
 	})
 }
 
+// marks are what the environment of the machine's processes has, and nobody
+// else's: its socket is in this emulator's own directory.
+func (r *processRun) marks() []string {
+	return []string{"FLY_MACHINE_ID=" + r.id, "FLYMESH_SOCKET=" + r.details.Socket}
+}
+
 // alive returns the processes of the machine, by the cgroup alone where there is one.
 func (r *processRun) alive() []int {
 	if r.group != nil {
 		return r.group.pids()
 	}
-	return machinePIDs(r.id)
+	return machinePIDs(r.marks())
 }
 
 // all returns the processes of the machine by cgroup and by environment.
 func (r *processRun) all() []int {
-	pids := machinePIDs(r.id)
+	pids := machinePIDs(r.marks())
 	if r.group != nil {
 		pids = append(pids, r.group.pids()...)
 	}
@@ -115,7 +121,7 @@ func (r *processRun) all() []int {
 
 // member reports whether a process still is the machine's.
 func (r *processRun) member(pid int) bool {
-	return belongs(pid, r.id) || (r.group != nil && slices.Contains(r.group.pids(), pid))
+	return belongs(pid, r.marks()) || (r.group != nil && slices.Contains(r.group.pids(), pid))
 }
 
 // signalAll signals every process of the machine and returns how many there
