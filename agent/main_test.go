@@ -18,6 +18,7 @@ import (
 
 	"flymesh/agent/config"
 	"flymesh/agent/identity"
+	"flymesh/agent/supervise"
 )
 
 // TestMain makes this binary a machine of the tests: an agent and, in the same
@@ -28,7 +29,16 @@ func TestMain(m *testing.M) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := machine(ctx); err != nil {
+	var err error
+	switch {
+	case len(os.Args) > 2 && os.Args[1] == "sidecar":
+		os.Exit(sidecar(os.Args[2:]))
+	case len(os.Args) > 2 && os.Args[1] == "app":
+		err = http.ListenAndServe(os.Args[2], http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }))
+	default:
+		err = machine(ctx)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -59,9 +69,20 @@ func machine(ctx context.Context) error {
 	if len(missing) > 0 {
 		tokens = nil
 	}
+	child, err := supervise.Attach()
+	if err != nil {
+		return err
+	}
 	return Run(ctx, Options{
-		Config: cfg, Machine: self, Secret: secret, Tokens: tokens, APIBase: os.Getenv("FLY_FLAPS_BASE_URL"), Version: "test",
+		Config: cfg, Machine: self, Secret: secret, Tokens: tokens, APIBase: os.Getenv("FLY_FLAPS_BASE_URL"), Version: "test", Supervisor: child,
 		Logger: slog.New(slog.NewJSONHandler(os.Stderr, nil)),
+	})
+}
+
+// sidecar supervises the app at an address and the mesh half that mesh starts.
+func sidecar(args []string) int {
+	return supervise.Run(context.Background(), supervise.Options{
+		App: []string{os.Args[0], "app", args[0]}, Mesh: args[1:], Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 }
 
