@@ -43,7 +43,7 @@ func (d *driver) cordon(ctx context.Context, s Service, op state.Op) error {
 	if veto, err := d.mayStop(ctx, s, op); err != nil {
 		return err
 	} else if veto != "" {
-		return d.finish(ctx, op, state.Abandoned, veto, nil)
+		return d.finish(ctx, op, state.Abandoned, veto, d.leave(veto))
 	}
 	return d.advance(ctx, op, state.StepCordon, op.Machine, "")
 }
@@ -110,6 +110,9 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 		d.l.Reports.Leave(op.Machine)
 		return d.finish(ctx, op, state.Done, fmt.Sprintf("%s %s after the decision", cmp.Or(m.State, "gone"), time.Since(op.Began).Round(100*time.Millisecond)), nil)
 	}
+	if time.Since(op.StepAt) > startFor {
+		return d.advance(ctx, op, state.StepUndo, op.Machine, fmt.Sprintf("it could not be stopped for %s (%s)", startFor, cmp.Or(op.Detail, m.State)))
+	}
 	if m.State == "stopping" || m.State == "suspending" || !d.recall(30*time.Second) {
 		return nil
 	}
@@ -120,6 +123,10 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 		return d.advance(ctx, op, state.StepUndo, op.Machine, veto)
 	}
 	if err := d.allowed(ctx); err != nil {
+		d.called = time.Time{}
+		return err
+	}
+	if ok, err := d.idle(ctx, op); !ok || err != nil {
 		d.called = time.Time{}
 		return err
 	}
@@ -140,18 +147,45 @@ func (d *driver) stop(ctx context.Context, s Service, op state.Op) error {
 	return err
 }
 
+// idle asks the agent once more before its machine is stopped: between the
+// drain and now may lie a deploy or a change of leaders, and the newest report
+// may be old. A machine that does not answer is not stopped on what it said then.
+func (d *driver) idle(ctx context.Context, op state.Op) (bool, error) {
+	r, err := d.l.Agents.Drain(ctx, op.Machine, time.Second)
+	switch {
+	case err == nil && r.Busy == "":
+		return true, nil
+	case err == nil:
+		return false, d.advance(ctx, op, state.StepUndo, op.Machine, "busy: "+r.Busy)
+	case time.Since(op.StepAt) > d.l.DrainTimeout:
+		return false, d.advance(ctx, op, state.StepUndo, op.Machine, fmt.Sprintf("the agent does not answer: %v", err))
+	}
+	return false, fmt.Errorf("ask agent before the stop: %w", err)
+}
+
 // undoDown gives a machine back to its service.
 func (d *driver) undoDown(ctx context.Context, s Service, op state.Op) error {
 	if err := d.allowed(ctx); err != nil {
 		return err
 	}
 	if err := d.l.release(ctx, s.App, op.Machine); err != nil && FaultOf(err) != Gone {
+		if time.Since(op.StepAt) > hostFor {
+			// Its host may be gone for hours. The mark stays on it, so the loop
+			// gives it back when it can.
+			return d.finish(ctx, op, state.Abandoned, op.Detail+"; it is given back later: "+err.Error(), nil)
+		}
 		return err
 	}
 	if err := d.l.Agents.Undrain(ctx, op.Machine); err != nil && time.Since(op.StepAt) < time.Minute {
 		return err
 	}
-	return d.finish(ctx, op, state.Abandoned, op.Detail, nil)
+	return d.finish(ctx, op, state.Abandoned, op.Detail, d.leave(op.Detail))
+}
+
+// leave keeps a machine that could not be removed from being chosen again at
+// once: what the policy does not see would else be tried every round.
+func (d *driver) leave(reason string) *state.Avoid {
+	return &state.Avoid{Until: time.Now().UTC().Add(leaveFor), Reason: reason}
 }
 
 // release takes our cordon off a machine.

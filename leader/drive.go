@@ -16,9 +16,11 @@ const (
 	stepPause    = 500 * time.Millisecond // between two looks at an operation
 	maxPause     = 10 * time.Second       // the longest pause after failures in a row
 	avoidFor     = 15 * time.Minute       // a machine that never became ready is not chosen again for so long
+	leaveFor     = time.Minute            // a machine that could not be removed is not chosen again for so long
 	breakerFirst = 30 * time.Second       // pause after the first failed operation; doubles
 	breakerMost  = 15 * time.Minute
 	startFor     = 10 * time.Minute // a start or create that the API refuses for so long has failed
+	hostFor      = 2 * time.Minute  // a host that does not answer for so long is not waited for
 	maxRefusals  = 3                // calls refused in a row, for one host or state, before another way is taken
 	lookFor      = 10 * time.Second // how long a lost create is looked up by name before the same name is sent again
 )
@@ -109,8 +111,8 @@ func (d *driver) waits(ctx context.Context, s Service, op state.Op) (bool, error
 // trying, and its log line alone would be easy to miss.
 func (d *driver) fault(ctx context.Context, op state.Op, err error) {
 	var ce *CloudError
-	if !errors.As(err, &ce) {
-		return
+	if op.Step == state.StepUndo || !errors.As(err, &ce) {
+		return // the detail of an undo is why it is undone
 	}
 	if now, ok := d.l.Store.State().Ops[d.id]; ok && now.Step == op.Step {
 		_ = d.remark(ctx, *now, fmt.Sprintf("%s: %s", ce.Action, ce.Fault)) // the next look tries again
@@ -162,8 +164,11 @@ func (d *driver) move(ctx context.Context, op state.Op, a state.Advance) error {
 // and the machine may be chosen again.
 func (d *driver) finish(ctx context.Context, op state.Op, how state.Outcome, reason string, avoid *state.Avoid) error {
 	now := time.Now().UTC()
+	if op.Waited > 0 {
+		avoid = nil
+	}
 	if how == state.Failed && op.Waited > 0 {
-		how, avoid, reason = state.Abandoned, nil, reason+"; a deploy came in between"
+		how, reason = state.Abandoned, reason+"; a deploy came in between"
 	}
 	f := &state.Finish{Op: op.ID, Outcome: how, Reason: reason, Avoid: avoid, To: op.To}
 	s, _ := d.l.service(op.Service)

@@ -152,7 +152,6 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 		l.drivers.Go(func() { l.deliver(ctx, t, r) })
 	}
 	l.Metrics.begin(l.Store.State())
-	l.fresh(ctx, t)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
 	for {
@@ -171,6 +170,7 @@ func (l *Leader) round(ctx context.Context, t Term) {
 	if ctx.Err() != nil {
 		return
 	}
+	l.giveBack(ctx, t)
 	l.place(ctx, t)
 	l.meter(ctx, t)
 	in, plan := l.show(t)

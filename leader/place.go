@@ -122,16 +122,18 @@ func (l *Leader) mirror(ctx context.Context, s Service, primary string, ms []Mac
 	}
 }
 
-// fresh looks, once at the start of a term, for removals that no open
-// operation knows (a mesh that lost its state in the middle of one) and gives
-// their machines back.
-func (l *Leader) fresh(ctx context.Context, t Term) {
-	l.list(ctx)
+// giveBack looks for machines that were cordoned for a removal which is not
+// open any more (its host did not answer when it was taken back, or the mesh
+// lost its state in the middle of it) and gives them back.
+func (l *Leader) giveBack(ctx context.Context, t Term) {
 	open := l.Store.State().Ops
 	for _, s := range l.Services {
+		if n, _ := l.listed.of(s.App); n.err != nil || l.deploys.of(s) != "" {
+			continue
+		}
 		for _, m := range l.machines(s) {
 			op := m.Metadata[MetaRemoval]
-			if op == "" || open[op] != nil || m.State != "started" {
+			if op == "" || open[op] != nil || m.State != "started" || !m.HostOK {
 				continue
 			}
 			if err := l.Store.Verify(ctx); err != nil {
@@ -142,7 +144,7 @@ func (l *Leader) fresh(ctx context.Context, t Term) {
 				continue
 			}
 			_ = l.Agents.Undrain(ctx, m.ID) // it may not be in a drain at all
-			note := &state.Note{Kind: "uncordon", Service: s.Policy.Name, Machine: m.ID, Reason: "left over from removal " + op + ", which nobody remembers"}
+			note := &state.Note{Kind: "uncordon", Service: s.Policy.Name, Machine: m.ID, Reason: "left over from removal " + op}
 			if _, err := l.propose(ctx, t, state.Command{Note: note}); err != nil {
 				l.log.Warn("note failed", "error", err)
 			}

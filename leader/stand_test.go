@@ -37,10 +37,14 @@ type stand struct {
 
 	timing flytest.Timing
 	reach  func(http.RoundTripper) http.RoundTripper // what the voters' clients go through; nil: nothing
+	oracle *oracle                                   // of a random run
+
+	startTimeout, readyTimeout time.Duration
 
 	mu     sync.Mutex // guards all below
 	agents map[string]*machineAgent
 	dud    bool               // machines that boot from now on never become ready
+	lost   time.Time          // when an agent last ended
 	load   map[string]float64 // machines' worth of work offered, by service
 	holds  *lockSim           // nil: no machine holds locks
 }
@@ -69,7 +73,8 @@ func standPolicy(t *testing.T) decide.Policy {
 
 func newStand(t *testing.T, timing flytest.Timing, with ...func(*stand)) *stand {
 	t.Helper()
-	s := &stand{t: t, timing: timing, agents: map[string]*machineAgent{}, load: map[string]float64{"n8n": 0.5}}
+	s := &stand{t: t, timing: timing, agents: map[string]*machineAgent{}, load: map[string]float64{"n8n": 0.5},
+		startTimeout: 2 * time.Minute, readyTimeout: 5 * time.Minute}
 	s.policy = standPolicy(t)
 	s.svcs = []leader.Service{{App: appName, Group: "app", Owner: "mesh"}}
 	for _, f := range with {
@@ -199,8 +204,22 @@ func (s *stand) story() string {
 	for _, e := range s.raft.state().Events {
 		fmt.Fprintf(&b, "%s %s %s %s %d->%d %s\n", e.At.Format("15:04:05"), e.Kind, e.Op, e.Machine, e.From, e.To, e.Reason)
 	}
+	s.mu.Lock()
 	for _, m := range s.machines() {
-		fmt.Fprintf(&b, "machine %s %s %s\n", m.ID, m.Name, m.State)
+		fmt.Fprintf(&b, "machine %s %s %s cordoned=%t", m.ID, m.Name, m.State, m.Cordoned)
+		if a := s.agents[m.ID]; a != nil {
+			fmt.Fprintf(&b, " agent mute=%t frozen=%t notReady=%t busy=%t draining=%t since %s", a.mute, a.frozen, a.notReady, a.busy, a.draining, a.since.Format("15:04:05"))
+		}
+		b.WriteString("\n")
+	}
+	s.mu.Unlock()
+	v := s.verdict()
+	fmt.Fprintf(&b, "%s verdict %s (%s): %s\n", v.At.Format("15:04:05"), v.Verdict, v.Reason.Code, v.Reason.Text)
+	for _, c := range v.Counted {
+		fmt.Fprintf(&b, "counted %s as %s: %s\n", c.Machine, c.As, c.Why)
+	}
+	if s.oracle != nil {
+		b.WriteString(s.oracle.writes())
 	}
 	return b.String()
 }
@@ -214,13 +233,15 @@ type machineAgent struct {
 	mute     bool // reports nothing
 	frozen   bool // suspended
 	notReady bool
+	busy     bool
+	since    time.Time // of the newest change of what it would say
 }
 
 func (s *stand) boot(b flytest.Boot) {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &machineAgent{id: b.ID, boot: b.InstanceID + time.Now().String(), cancel: cancel, done: make(chan struct{})}
 	s.mu.Lock()
-	a.notReady = s.dud
+	a.notReady, a.since = s.dud, time.Now()
 	s.agents[b.ID] = a
 	holds := s.holds
 	s.mu.Unlock()
@@ -234,7 +255,7 @@ func (s *stand) freeze(b flytest.Boot, frozen bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.agents[b.ID]; a != nil {
-		a.frozen = frozen
+		a.frozen, a.since = frozen, time.Now()
 		if !frozen {
 			a.draining = false
 		}
@@ -245,6 +266,7 @@ func (s *stand) halt(b flytest.Boot, _ bool) {
 	s.mu.Lock()
 	a := s.agents[b.ID]
 	delete(s.agents, b.ID)
+	s.lost = time.Now()
 	holds := s.holds
 	s.mu.Unlock()
 	if holds != nil {
@@ -280,6 +302,7 @@ func (s *stand) live(ctx context.Context, a *machineAgent) {
 			Machine: a.id, Boot: a.boot, Seq: seq, Service: "n8n", Uptime: time.Since(born), Readiness: report.Ready,
 			CPU: report.Of(min(1, s.load["n8n"]/float64(max(open, 1)))), Memory: report.Of(0.3),
 		}
+		r.Busy = a.busy
 		if a.notReady {
 			r.Readiness, r.CPU = report.Booting, report.Of(0.1)
 		}
@@ -302,10 +325,13 @@ func (s *stand) Drain(_ context.Context, id string, _ time.Duration) (leader.Dra
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.agents[id]
-	if a == nil {
+	if a == nil || a.frozen {
 		return leader.DrainResult{}, errors.New("no such agent")
 	}
-	a.draining = true
+	a.draining, a.since = true, time.Now()
+	if a.busy {
+		return leader.DrainResult{Busy: "a job"}, nil
+	}
 	return leader.DrainResult{Done: true}, nil
 }
 
@@ -346,7 +372,7 @@ func (s *stand) newVoter(id string) *voter {
 	v.reports = leader.NewReports(every, s.policy)
 	o := leader.Options{
 		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Holders: s, Reports: v.reports,
-		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: 2 * time.Minute, ReadyTimeout: 5 * time.Minute,
+		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: s.startTimeout, ReadyTimeout: s.readyTimeout,
 		PinGrace: 2 * time.Minute, Logger: slog.New(slog.DiscardHandler),
 	}
 	if s.tweak != nil {
@@ -364,6 +390,9 @@ func (s *stand) newVoter(id string) *voter {
 // lead makes a voter the leader: the one before loses its term at once.
 func (s *stand) lead(id string) {
 	t := s.raft.elect(id)
+	if s.oracle != nil {
+		s.oracle.elected(id)
+	}
 	for _, v := range s.voters {
 		if v.id == id {
 			v.terms <- t
@@ -374,6 +403,8 @@ func (s *stand) lead(id string) {
 // cluster is a working model of the replicated state: one log, one leader at a
 // time, a proposal of anybody else is refused.
 type cluster struct {
+	hooks sync.Mutex // held while a hook runs: one at a time
+
 	mu     sync.Mutex // guards all below
 	st     *state.State
 	index  uint64
@@ -397,6 +428,8 @@ func (c *cluster) tell(all *[]func(state.Command), cmd state.Command) {
 	c.mu.Lock()
 	fs := slices.Clone(*all)
 	c.mu.Unlock()
+	c.hooks.Lock()
+	defer c.hooks.Unlock()
 	for _, f := range fs {
 		f(cmd)
 	}

@@ -104,8 +104,8 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	if err := d.allowed(ctx); err != nil {
 		return err
 	}
-	if m.Cordoned {
-		if err := d.l.Cloud.Uncordon(ctx, s.App, m.ID); err != nil {
+	if m.Cordoned || m.Metadata[MetaRemoval] != "" { // as its removal left it
+		if err := d.l.release(ctx, s.App, m.ID); err != nil {
 			return err
 		}
 	}
@@ -253,13 +253,23 @@ func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 	if rep, ok := d.report(op.Machine); ok && rep.Readiness == report.Ready {
 		return d.finish(ctx, op, state.Done, "ready after all", nil)
 	}
+	if held := time.Since(op.StepAt); held > startFor || !m.HostOK && held > hostFor {
+		// It goes on counting, but the service must not wait for it.
+		return d.finish(ctx, op, state.Failed, op.Detail+"; it could not be stopped and is left as it is", d.avoid(op.Detail))
+	}
 	if !d.recall(10 * time.Second) {
 		return nil
 	}
 	if veto, err := d.mayStop(ctx, s, op); err != nil {
 		return err
 	} else if veto != "" {
-		return d.remark(ctx, op, veto)
+		return nil // it is busy, or holds a vote for now: it may still become ready
+	}
+	if _, heard := d.report(op.Machine); !heard {
+		// Its reports do not come; it may say more when it is asked.
+		if r, err := d.l.Agents.Drain(ctx, op.Machine, time.Second); err == nil && r.Busy != "" {
+			return d.l.Agents.Undrain(ctx, op.Machine)
+		}
 	}
 	if err := d.allowed(ctx); err != nil {
 		return err

@@ -71,7 +71,7 @@ type fleet struct {
 	staying  int // of these, not on their way out
 	unknown  int // started or in doubt, and not heard
 	settling int // started but not heard yet, or in the middle of a change
-	serving  int // ready, in traffic
+	serving  int // ready, in traffic, on a host that answers
 	pinned   int // the primary, wherever it stands
 }
 
@@ -116,7 +116,9 @@ func (f *fleet) add(m *Machine, c Counted) {
 			f.settling++
 		}
 	case asReady:
-		if !m.Cordoned {
+		// One whose host the platform cannot reach may be gone the next moment:
+		// nothing is removed in reliance on it.
+		if !m.Cordoned && m.HostOK {
 			f.serving++
 		}
 	}

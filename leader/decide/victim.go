@@ -86,6 +86,8 @@ func exempt(m *Machine) string {
 		return "is busy"
 	case m.Leader:
 		return "leads the mesh"
+	case m.Avoid != "":
+		return "is " + m.Avoid
 	}
 	return ""
 }
