@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -24,6 +25,7 @@ import (
 	"flymesh/agent/gossip"
 	"flymesh/agent/identity"
 	"flymesh/agent/supervise"
+	"flymesh/agent/web"
 	"flymesh/leader"
 	"flymesh/leader/flyapi"
 	"flymesh/probes/report"
@@ -126,7 +128,7 @@ func open(o Options) (*agent, error) {
 	if a.locks, err = openLocks(holder, a.cfg.Mesh.Socket, a.log, a.lease); err != nil {
 		return nil, err
 	}
-	if err := a.openServer(); err != nil {
+	if err := a.openServer(o); err != nil {
 		return nil, err
 	}
 	if err := a.openGossip(o); err != nil {
@@ -179,9 +181,17 @@ func (a *agent) healthAddr() string {
 	return net.JoinHostPort(host, strconv.Itoa(a.cfg.Mesh.HealthPort))
 }
 
-func (a *agent) openServer() error {
+func (a *agent) openServer(o Options) error {
+	page, err := web.New(web.Options{
+		Data:    func(ctx context.Context) ([]byte, error) { return a.server.PageData(ctx) },
+		History: func(w http.ResponseWriter, r *http.Request) { a.server.ServeHistory(w, r) },
+		Token:   o.Secret.PageToken(o.Config.Mesh.Name), Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
 	s, err := api.NewServer(api.Options{
-		Backend: a, Raft: a, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
+		Backend: a, Raft: a, Page: page, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
 		Locks:  a,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: a.healthAddr(),

@@ -54,12 +54,14 @@ func (a *agent) Page(ctx context.Context) (api.Page, error) {
 	if err != nil {
 		return api.Page{}, err
 	}
-	p := api.Page{Status: a.leaderStatus(v), Verdicts: v.Verdicts, Alerts: alerts, Sparks: map[string]api.Recent{}}
+	p := api.Page{Status: a.leaderStatus(v), Verdicts: v.Verdicts, Alerts: alerts, Sparks: map[string]api.Recent{}, Targets: map[string]api.Target{}}
 	events := a.store.State().Events
 	p.Events = events[max(0, len(events)-pageEvents):]
 	for _, s := range a.cfg.Services {
 		rows, step := a.reports.Recent(s.Name, time.Now().Add(-pageRecent))
 		p.Sparks[s.Name] = api.Recent{StepMS: step.Milliseconds(), Rows: rows}
+		g := s.Targets
+		p.Targets[s.Name] = api.Target{P95: g.P95.Seconds(), ErrorRate: g.ErrorRate, Queue: g.Queue, CPU: g.CPU, Memory: g.Memory}
 	}
 	return p, nil
 }

@@ -40,6 +40,16 @@ type Page struct {
 	Alerts   Alerts            `json:"alerts"`
 	Events   []state.Event     `json:"events"` // the newest, oldest first
 	Sparks   map[string]Recent `json:"sparks"`
+	Targets  map[string]Target `json:"targets"`
+}
+
+// Target is what a service should stay under; 0: none.
+type Target struct {
+	P95       float64 `json:"p95_seconds"`
+	ErrorRate float64 `json:"error_ratio"`
+	Queue     float64 `json:"queue"`
+	CPU       float64 `json:"cpu_ratio"`
+	Memory    float64 `json:"memory_ratio"`
 }
 
 // Recent is the last minutes of a service.

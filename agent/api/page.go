@@ -28,11 +28,6 @@ func (s *Server) page(*http.Request, []byte) (work, error) {
 	return func(ctx context.Context) (any, error) { return s.o.Backend.Page(ctx) }, nil
 }
 
-// ServePage answers a question of the page, from wherever the leader is.
-// Without a leader it tells what this agent knows itself, so that the page
-// shows the gap instead of an error.
-func (s *Server) ServePage(w http.ResponseWriter, r *http.Request) { s.leading(maxBody, s.page)(w, r) }
-
 // ServeHistory answers the page's question for the past of a service.
 func (s *Server) ServeHistory(w http.ResponseWriter, r *http.Request) {
 	s.leading(maxBody, s.history)(w, r)

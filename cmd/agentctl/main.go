@@ -198,7 +198,8 @@ func isTerminal(w io.Writer) bool {
 }
 
 type secretCmd struct {
-	New secretNewCmd `cmd:"" help:"print a new mesh secret for FLYMESH_SECRET"`
+	New  secretNewCmd  `cmd:"" help:"print a new mesh secret for FLYMESH_SECRET"`
+	Page secretPageCmd `cmd:"" help:"print the token that opens the page from off the machine"`
 }
 
 type secretNewCmd struct{}
@@ -206,6 +207,20 @@ type secretNewCmd struct{}
 // Run prints a secret; it asks no agent.
 func (*secretNewCmd) Run(s *session) error {
 	_, err := fmt.Fprintln(s.out, identity.NewSecret())
+	return err
+}
+
+type secretPageCmd struct {
+	Mesh string `required:"" placeholder:"NAME" help:"name of the mesh, as in mesh.toml"`
+}
+
+// Run prints the page's token; it asks no agent.
+func (c *secretPageCmd) Run(s *session) error {
+	secret, err := identity.ParseSecret(os.Getenv("FLYMESH_SECRET"))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(s.out, secret.PageToken(c.Mesh))
 	return err
 }
 
