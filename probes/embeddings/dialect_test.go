@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,12 +20,16 @@ import (
 // documented answers.
 type speaker struct {
 	routes map[string]func(body map[string]any) (int, string)
-	asked  map[string]int
+
+	mu    sync.Mutex // guards asked
+	asked map[string]int
 }
 
 func (s *speaker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	route := r.Method + " " + r.URL.Path
+	s.mu.Lock()
 	s.asked[route]++
+	s.mu.Unlock()
 	b, _ := io.ReadAll(r.Body)
 	var body map[string]any
 	_ = json.Unmarshal(b, &body)
@@ -172,14 +178,15 @@ func TestDimensionStays(t *testing.T) {
 // A loaded server that does not answer in time stays loaded only while it
 // has work to show for it.
 func TestSlowIsNotGone(t *testing.T) {
-	hang, queue := make(chan struct{}), 0
-	slow := false
+	hang := make(chan struct{})
+	var queue atomic.Int64
+	var slow atomic.Bool
 	_, url := speak(t, map[string]func(map[string]any) (int, string){
 		"GET /metrics": func(map[string]any) (int, string) {
-			return 200, fmt.Sprintf("# TYPE te_queue_size gauge\nte_queue_size %d\n", queue)
+			return 200, fmt.Sprintf("# TYPE te_queue_size gauge\nte_queue_size %d\n", queue.Load())
 		},
 		"POST /embed": func(map[string]any) (int, string) {
-			if slow {
+			if slow.Load() {
 				<-hang
 			}
 			return 200, `[[1,2]]`
@@ -200,11 +207,12 @@ func TestSlowIsNotGone(t *testing.T) {
 		}
 		return m
 	}
-	slow, queue = true, 40
+	slow.Store(true)
+	queue.Store(40)
 	if m := short(); !*m.Ready || !*m.Warm || m.Queue != report.Of(40) {
 		t.Errorf("busy: %+v", m)
 	}
-	queue = 0
+	queue.Store(0)
 	if m := short(); *m.Ready || *m.Warm {
 		t.Errorf("hung: %+v", m)
 	}

@@ -171,7 +171,19 @@ func (n *N8N) Probe(ctx context.Context) (probes.Reading, error) {
 	if !ready {
 		m.Ready, m.Reason = &ready, why // nearer than what Redis says
 	}
+	n.addTimeouts(time.Now(), &m)
 	return m, nil
+}
+
+// addTimeouts counts the canaries of the window that were given up: n8n's own
+// counts lack such requests.
+func (n *N8N) addTimeouts(now time.Time, m *probes.Reading) {
+	for len(n.timeouts) > 0 && now.Sub(n.timeouts[0]) >= n.window {
+		n.timeouts = n.timeouts[1:]
+	}
+	if t := float64(len(n.timeouts)); t > 0 && m.Errors.OK && m.Requests.OK {
+		m.Errors, m.Requests = report.Of(m.Errors.X+t), report.Of(m.Requests.X+t)
+	}
 }
 
 // measure adds what /metrics says.
@@ -191,17 +203,9 @@ func (n *N8N) measure(ctx context.Context, m *probes.Reading) {
 // be answered: while jobs wait, an answer that does not come is the queue's
 // fault, not this machine's.
 func (n *N8N) canary(ctx context.Context, m *probes.Reading) (ready bool, why string) {
-	now := time.Now()
-	for len(n.timeouts) > 0 && now.Sub(n.timeouts[0]) >= n.window {
-		n.timeouts = n.timeouts[1:]
-	}
 	status, body, err := n.get(ctx, http.MethodPost, n.options.Canary)
 	if errors.Is(err, context.DeadlineExceeded) {
-		n.timeouts = append(n.timeouts, now)
-	}
-	if t := float64(len(n.timeouts)); t > 0 && m.Errors.OK && m.Requests.OK {
-		// n8n's own counts lack the requests that were given up.
-		m.Errors, m.Requests = report.Of(m.Errors.X+t), report.Of(m.Requests.X+t)
+		n.timeouts = append(n.timeouts, time.Now())
 	}
 	behind := m.Queue.OK && m.Queue.X > 0
 	switch {

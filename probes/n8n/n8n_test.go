@@ -120,7 +120,7 @@ func make1(t *testing.T, o Options) *N8N {
 
 func probe(t *testing.T, n *N8N) probes.Reading {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond)
 	defer cancel()
 	m, err := n.Probe(ctx)
 	if err != nil {
