@@ -73,7 +73,7 @@ func TestFlapBudget(t *testing.T) {
 				}
 			})
 			leaders := 0
-			for end := time.Now().Add(4 * time.Hour); time.Now().Before(end); time.Sleep(10 * time.Second) {
+			for end := time.Now().Add(3 * time.Hour); time.Now().Before(end); time.Sleep(10 * time.Second) {
 				if len(s.started()) > 1 {
 					s.offer(0.2)
 				} else {

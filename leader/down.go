@@ -168,15 +168,12 @@ func (d *driver) undoDown(ctx context.Context, s Service, op state.Op) error {
 	if err := d.allowed(ctx); err != nil {
 		return err
 	}
-	if err := d.l.release(ctx, s.App, op.Machine); err != nil && FaultOf(err) != Gone {
+	if err := d.l.takeBack(ctx, s.App, op.Machine, true); err != nil && FaultOf(err) != Gone {
 		if time.Since(op.StepAt) > hostFor {
-			// Its host may be gone for hours. The mark stays on it, so the loop
-			// gives it back when it can.
+			// Its host or agent may be gone for hours. The mark stays on it, so the
+			// loop gives it back when it can.
 			return d.finish(ctx, op, state.Abandoned, op.Detail+"; it is given back later: "+err.Error(), nil)
 		}
-		return err
-	}
-	if err := d.l.Agents.Undrain(ctx, op.Machine); err != nil && time.Since(op.StepAt) < time.Minute {
 		return err
 	}
 	return d.finish(ctx, op, state.Abandoned, op.Detail, d.leave(op.Detail))
@@ -188,10 +185,17 @@ func (d *driver) leave(reason string) *state.Avoid {
 	return &state.Avoid{Until: time.Now().UTC().Add(leaveFor), Reason: reason}
 }
 
-// release takes our cordon off a machine.
-func (l *Leader) release(ctx context.Context, app, machine string) error {
-	if err := l.Cloud.Uncordon(ctx, app, machine); err != nil {
-		return err
+// takeBack undoes a removal: the machine is in the proxy's rotation again, its
+// agent answers for it, and the mark goes last, so that whoever finds it knows
+// that something is left to do.
+func (l *Leader) takeBack(ctx context.Context, app, machine string, cordoned bool) error {
+	if cordoned {
+		if err := l.Cloud.Uncordon(ctx, app, machine); err != nil {
+			return err
+		}
+	}
+	if err := l.Agents.Undrain(ctx, machine); err != nil {
+		return fmt.Errorf("take drain of machine %s back: %w", machine, err)
 	}
 	return l.Cloud.SetMetadata(ctx, app, machine, MetaRemoval, "")
 }

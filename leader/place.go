@@ -139,11 +139,10 @@ func (l *Leader) giveBack(ctx context.Context, t Term) {
 			if err := l.Store.Verify(ctx); err != nil {
 				return
 			}
-			if err := l.release(ctx, s.App, m.ID); err != nil {
+			if err := l.takeBack(ctx, s.App, m.ID, m.Cordoned); err != nil {
 				l.log.Warn("give machine back failed", "machine", m.ID, "error", err)
 				continue
 			}
-			_ = l.Agents.Undrain(ctx, m.ID) // it may not be in a drain at all
 			note := &state.Note{Kind: "uncordon", Service: s.Policy.Name, Machine: m.ID, Reason: "left over from removal " + op}
 			if _, err := l.propose(ctx, t, state.Command{Note: note}); err != nil {
 				l.log.Warn("note failed", "error", err)

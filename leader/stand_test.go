@@ -338,9 +338,11 @@ func (s *stand) Drain(_ context.Context, id string, _ time.Duration) (leader.Dra
 func (s *stand) Undrain(_ context.Context, id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.agents[id]; a != nil {
-		a.draining = false
+	a := s.agents[id]
+	if a == nil || a.frozen {
+		return errors.New("no such agent")
 	}
+	a.draining, a.since = false, time.Now()
 	return nil
 }
 

@@ -105,7 +105,10 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 		return err
 	}
 	if m.Cordoned || m.Metadata[MetaRemoval] != "" { // as its removal left it
-		if err := d.l.release(ctx, s.App, m.ID); err != nil {
+		if err := d.l.Cloud.Uncordon(ctx, s.App, m.ID); err != nil {
+			return err
+		}
+		if err := d.l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaRemoval, ""); err != nil {
 			return err
 		}
 	}
@@ -267,8 +270,13 @@ func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 	}
 	if _, heard := d.report(op.Machine); !heard {
 		// Its reports do not come; it may say more when it is asked.
-		if r, err := d.l.Agents.Drain(ctx, op.Machine, time.Second); err == nil && r.Busy != "" {
-			return d.l.Agents.Undrain(ctx, op.Machine)
+		// The drain is only the way to ask, and must not outlive the question.
+		r, err := d.l.Agents.Drain(ctx, op.Machine, time.Second)
+		if err == nil {
+			err = d.l.Agents.Undrain(ctx, op.Machine)
+		}
+		if err == nil && r.Busy != "" {
+			return nil
 		}
 	}
 	if err := d.allowed(ctx); err != nil {
