@@ -16,6 +16,7 @@ import (
 
 	"flymesh/agent/api"
 	"flymesh/cmd/agentctl/emulator"
+	"flymesh/leader/flyapi/flytest"
 	"flymesh/raftstore/epoch"
 	"flymesh/raftstore/state"
 )
@@ -68,10 +69,23 @@ var services = []string{"api", "worker", "cache", "site"}
 
 // mesh is a running fleet under test.
 type mesh struct {
-	*emulator.Emulator
+	fleet
 	t     *testing.T
 	agent string
 	watch *watch
+}
+
+// fleet is what machines run on: the emulator of the command line, or one
+// whose machines have networks of their own.
+type fleet interface {
+	Machines() []emulator.Machine
+	Server() *flytest.Server
+	Requests() []flytest.Request
+	State() string
+	SecretFile() string
+	App(service string) string
+	Proxy(service string) string
+	Close() error
 }
 
 // newMesh starts the fleet of a config and waits until it has settled.
@@ -94,12 +108,17 @@ func startMesh(t *testing.T, config string) *mesh {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := &mesh{t: t, agent: agentBinary(t)}
-	m.Emulator, err = emulator.Start(t.Context(), emulator.Options{Agent: m.agent, Config: path, Listen: "127.0.0.1:0", State: dir},
+	em, err := emulator.Start(t.Context(), emulator.Options{Agent: agentBinary(t), Config: path, Listen: "127.0.0.1:0", State: dir},
 		slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return watched(t, em)
+}
+
+// watched is a mesh on a fleet that has just been started.
+func watched(t *testing.T, f fleet) *mesh {
+	m := &mesh{fleet: f, t: t, agent: agentBinary(t)}
 	m.watch = newWatch(m)
 	t.Cleanup(func() {
 		m.watch.stop()
@@ -235,7 +254,7 @@ func (m *mesh) settle(limit time.Duration) api.Status {
 }
 
 // cut leaves out what changes all the time: enough to see progress by.
-func cut(s string) string { return s[:min(len(s), 60)] }
+func cut(s string) string { return s[:min(len(s), 38)] }
 
 // record is the epoch record: the highest one on the anchor app's machines.
 func (m *mesh) record() (best epoch.Record) {

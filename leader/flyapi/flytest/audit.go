@@ -22,7 +22,8 @@ type Request struct {
 	Status     int       `json:"status"`            // 0: no answer was sent (yet)
 	Committed  bool      `json:"committed"`         // the emulator did what was asked
 	Error      string    `json:"error,omitempty"`
-	By         string    `json:"by"` // fingerprint of the token
+	By         string    `json:"by"`   // fingerprint of the token
+	From       string    `json:"from"` // address that it came from
 	UserAgent  string    `json:"user_agent"`
 	RequestID  string    `json:"request_id"`
 	DurationMS float64   `json:"duration_ms"` // -1: still under way

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -60,7 +61,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, actor string) {
 	found := c.match(r.Method, r.URL.Path)
 	line := Request{
 		At: began, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, App: c.app, Machine: c.id,
-		By: by, UserAgent: r.UserAgent(), RequestID: requestID,
+		By: by, From: host(r.RemoteAddr), UserAgent: r.UserAgent(), RequestID: requestID,
 	}
 	if found {
 		line.Action = c.route.action
@@ -99,6 +100,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, actor string) {
 		http.SetCookie(w, &http.Cookie{Name: "fly_flaps_affinity", Value: s.cookie, Path: "/v1/apps/" + c.app})
 	}
 	rep.write(w)
+}
+
+// host is an address without its port.
+func host(addr string) string {
+	if h, _, err := net.SplitHostPort(addr); err == nil {
+		return h
+	}
+	return addr
 }
 
 // answer is what the audit log says of the end of a request.
