@@ -120,7 +120,7 @@ func TestDepthIsThatOfRedisCLI(t *testing.T) {
 		enqueue(t, c, prefix, 6, 0, time.Now())
 		// A worker took three, and one waits behind a global pause.
 		for range 3 {
-			c.RPopLPush(t.Context(), prefix+":wait", prefix+":active")
+			c.LMove(t.Context(), prefix+":wait", prefix+":active", "RIGHT", "LEFT")
 		}
 		c.LPush(t.Context(), prefix+":paused", "99")
 		m := probe(t, b)
