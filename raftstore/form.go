@@ -149,6 +149,8 @@ func (s *Store) next() epoch.Voter {
 	return s.incarnation(s.lives)
 }
 
+var errChanged = errors.New("the record changed")
+
 var errOvertaken = errors.New("the record names another cluster")
 
 // establish takes the lease, writes the record, reads it back, waits until
@@ -178,7 +180,7 @@ func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decisi
 		return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
 	}
 	if !now.Same(seen) {
-		return fmt.Errorf("found epoch %d: the record changed", d.Epoch)
+		return fmt.Errorf("found epoch %d: %w", d.Epoch, errChanged)
 	}
 	self := s.next()
 	rec := epoch.Record{
@@ -213,9 +215,25 @@ func (s *Store) establish(ctx context.Context, seen epoch.Record, d epoch.Decisi
 	return s.found(ctx, rec)
 }
 
+// recoverTries bounds how often Recover begins again because a leader that
+// still lives changed its voters in the record meanwhile.
+const recoverTries = 5
+
 // Recover founds the next epoch by a person's order, without any proof that
 // the recorded voters are gone. What they had committed is given up.
 func (s *Store) Recover(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := s.recoverOnce(ctx)
+		if err == nil {
+			return nil
+		}
+		if try == recoverTries || !errors.Is(err, errChanged) {
+			return fmt.Errorf("recover: %w", err)
+		}
+	}
+}
+
+func (s *Store) recoverOnce(ctx context.Context) error {
 	s.mu.Lock()
 	e := s.maxEpoch
 	s.mu.Unlock()
@@ -223,7 +241,7 @@ func (s *Store) Recover(ctx context.Context) error {
 	if s.o.Arbiter != nil {
 		var err error
 		if r, err = s.readRecord(ctx); err != nil {
-			return fmt.Errorf("recover: %w: %w", ErrRecordUnreadable, err)
+			return fmt.Errorf("%w: %w", ErrRecordUnreadable, err)
 		}
 	}
 	for _, p := range s.o.Peers.Peers() {
@@ -231,8 +249,5 @@ func (s *Store) Recover(ctx context.Context) error {
 	}
 	d := epoch.Decision{Found: true, Epoch: max(e, r.Epoch) + 1}
 	s.log.Warn("recovering by order", "epoch", d.Epoch)
-	if err := s.establish(ctx, r, d); err != nil {
-		return fmt.Errorf("recover: %w", err)
-	}
-	return nil
+	return s.establish(ctx, r, d)
 }
