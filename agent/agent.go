@@ -192,7 +192,7 @@ func (a *agent) openServer(o Options) error {
 	}
 	s, err := api.NewServer(api.Options{
 		Backend: a, Raft: a, Page: page, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
-		Locks:  a,
+		Locks: a, Jobs: a,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: a.healthAddr(),
 	})
@@ -316,7 +316,7 @@ func (p raftPeers) Peers() []raftstore.Peer {
 
 func (a *agent) openLeader() {
 	o := leader.Options{
-		Self: a.self.ID, Policy: a.cfg.Policy(), Reports: a.reports, Agents: agents{a}, Holders: agents{a},
+		Self: a.self.ID, Policy: a.cfg.Policy(), Reports: a.reports, Agents: agents{a}, Holders: agents{a}, Jobs: leaderJobs(a.cfg.Jobs),
 		Round: a.cfg.Mesh.ReportEvery, DrainTimeout: a.cfg.Mesh.DrainTimeout,
 		StartTimeout: a.cfg.Mesh.StartTimeout, ReadyTimeout: a.cfg.Mesh.ReadyTimeout, PinGrace: a.cfg.Mesh.PinGrace,
 		Logger: a.log, Metrics: leader.NewMetrics(a.reg), Alerting: a.alerting(),

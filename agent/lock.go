@@ -38,6 +38,9 @@ type session struct {
 	since    time.Time
 	ended    bool // nothing is granted or renewed any more
 	told     time.Time
+
+	cancel context.CancelCauseFunc // of a run of a job that this process carries out
+	done   chan struct{}           // closed when the run has ended
 }
 
 // lockKeeper is this machine's side of the locks: it asks the leader on behalf
@@ -48,6 +51,8 @@ type lockKeeper struct {
 	socket string
 	dir    string
 	log    *slog.Logger
+
+	work sync.WaitGroup // runs of jobs
 
 	mu       sync.Mutex // guards all below
 	sessions map[string]*session
@@ -91,6 +96,7 @@ func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(cont
 
 // run ends what has outlived its lease or its owner, until ctx ends.
 func (k *lockKeeper) run(ctx context.Context) error {
+	defer k.endJobs()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	// While a machine is suspended its monotonic clock stands still: leases are
@@ -116,6 +122,19 @@ func (k *lockKeeper) run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
+}
+
+// endJobs ends the runs of jobs that this process carries out: the next one
+// could not go on with them.
+func (k *lockKeeper) endJobs() {
+	k.mu.Lock()
+	for _, s := range k.sessions {
+		if s.cancel != nil {
+			s.cancel(errStopping)
+		}
+	}
+	k.mu.Unlock()
+	k.work.Wait()
 }
 
 // due lists the sessions that are over.
@@ -159,6 +178,15 @@ func (k *lockKeeper) finish(ctx context.Context, s session) {
 
 // end kills what runs under a session and says whether nothing does any more.
 func (k *lockKeeper) end(s session) (gone bool, why string) {
+	if s.cancel != nil {
+		s.cancel(errNoLease)
+		select {
+		case <-s.done:
+			return true, ""
+		case <-time.After(2 * time.Second):
+			return false, "run " + s.Session + " has not ended yet"
+		}
+	}
 	if s.Wrapper && alive(s.PID, s.Start) {
 		killAll([]int{s.PID})
 	}

@@ -67,7 +67,8 @@ type Options struct {
 	Store        Store
 	Cloud        Cloud
 	Agents       Agents
-	Holders      Holders // nil: no locks are granted
+	Holders      Holders // nil: no locks are granted, and no jobs run
+	Jobs         []Job
 	Reports      *Reports
 	Round        time.Duration // pause between rounds; at least minRound
 	DrainTimeout time.Duration // longest wait for a machine to finish what it has

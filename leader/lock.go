@@ -42,6 +42,9 @@ type Holders interface {
 	// any more and that nothing ever will under this token; why says what still
 	// does otherwise.
 	End(ctx context.Context, machine string, l state.Lock) (gone bool, why string, err error)
+	// Start has the agent begin a run of a job, once: the agent commits the start
+	// before anything begins.
+	Start(ctx context.Context, machine string, r JobStart) error
 }
 
 // LockVerb is what a LockRequest asks for.
@@ -64,7 +67,8 @@ type LockRequest struct {
 	Policy state.LockPolicy `json:"policy,omitempty"` // acquire
 	Holder state.Holder     `json:"holder,omitzero"`  // acquire
 	Reason string           `json:"reason,omitempty"`
-	Gone   bool             `json:"gone,omitempty"` // release: the agent saw the end, not the holder
+	Gone   bool             `json:"gone,omitempty"`   // release: the agent saw the end, not the holder
+	Failed bool             `json:"failed,omitempty"` // finish: the run was no success
 }
 
 // LockAnswer is what the leader says. OK means: granted, renewed, released,
@@ -99,6 +103,7 @@ type locks struct {
 	busy    map[string]bool      // by lock: somebody looks after it
 	stops   map[string]time.Time // by token: when its holder's machine was told to stop
 	cried   map[string]bool      // by token: people know that it cannot be freed
+	waits   map[string]string    // by job: why a due tick does not run yet
 	missing string               // what is not known of the locks of earlier epochs
 }
 
@@ -107,7 +112,7 @@ func (l *Leader) newLocks(t Term) *locks {
 		l: l, term: t, began: time.Now(),
 		heard: map[string]time.Time{}, ending: map[string]bool{}, wanted: map[string]time.Time{},
 		held: map[string]string{}, busy: map[string]bool{},
-		stops: map[string]time.Time{}, cried: map[string]bool{},
+		stops: map[string]time.Time{}, waits: map[string]string{}, cried: map[string]bool{},
 	}
 }
 
@@ -121,6 +126,7 @@ func (l *Leader) keepLocks(ctx context.Context, t Term) {
 	tick := time.NewTicker(lockTick)
 	defer tick.Stop()
 	wg.Go(func() { k.rebuild(ctx) })
+	wg.Go(func() { k.keepJobs(ctx) })
 	for {
 		st := l.Store.State()
 		for _, name := range slices.Sorted(maps.Keys(st.Locks)) {
@@ -170,6 +176,8 @@ func (l *Leader) Lock(ctx context.Context, r LockRequest) (LockAnswer, error) {
 		return k.renew(ctx, r)
 	case LockRelease:
 		return k.release(ctx, r)
+	case JobBegin, JobFinish:
+		return k.markRun(ctx, r)
 	}
 	return LockAnswer{}, fmt.Errorf("answer lock request: verb %q is not known", r.Verb)
 }

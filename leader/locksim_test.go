@@ -330,7 +330,10 @@ func (m *lockSim) holds(id string) (*box, error) {
 
 // Held and End are the agents' side of leader.Holders.
 func (s *stand) Held(_ context.Context, id string, epoch uint64) ([]state.Lock, error) {
-	m := s.sim()
+	m, runs := s.sim()
+	if runs != nil {
+		return runs.held(id, epoch)
+	}
 	if m == nil {
 		return nil, nil
 	}
@@ -351,7 +354,10 @@ func (s *stand) Held(_ context.Context, id string, epoch uint64) ([]state.Lock, 
 }
 
 func (s *stand) End(_ context.Context, id string, l state.Lock) (bool, string, error) {
-	m := s.sim()
+	m, runs := s.sim()
+	if runs != nil {
+		return runs.end(l)
+	}
 	if m == nil {
 		return true, "", nil
 	}
@@ -367,10 +373,19 @@ func (s *stand) End(_ context.Context, id string, l state.Lock) (bool, string, e
 	return true, "", nil
 }
 
-func (s *stand) sim() *lockSim {
+// Start implements leader.Holders.
+func (s *stand) Start(ctx context.Context, id string, r leader.JobStart) error {
+	_, runs := s.sim()
+	if runs == nil {
+		return errLost
+	}
+	return runs.start(ctx, id, r)
+}
+
+func (s *stand) sim() (*lockSim, *jobSim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.holds
+	return s.holds, s.jobs
 }
 
 // Leads implements leader.Store.

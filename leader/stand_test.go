@@ -47,6 +47,7 @@ type stand struct {
 	lost   time.Time          // when an agent last ended
 	load   map[string]float64 // machines' worth of work offered, by service
 	holds  *lockSim           // nil: no machine holds locks
+	jobs   *jobSim            // nil: no machine runs jobs
 }
 
 const (

@@ -111,6 +111,7 @@ type LockBackend interface {
 
 // lockRoutes adds the handlers of locks to a door.
 func (s *Server) lockRoutes(door string, handle func(method, path string, h http.HandlerFunc)) {
+	s.jobRoutes(door, handle)
 	b := s.o.Locks
 	if b == nil {
 		return

@@ -20,6 +20,7 @@ import (
 type Options struct {
 	Backend    Backend
 	Locks      LockBackend // nil: no locks
+	Jobs       JobBackend  // nil: no jobs
 	Raft       Raft        // nil: the paths of the agreement are not served
 	TLS        *tls.Config // of the mesh port; both directions
 	Socket     string      // path of the unix socket

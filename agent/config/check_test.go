@@ -27,7 +27,7 @@ func TestCheck(t *testing.T) {
 		want []string // each on a line of its own
 	}{
 		{"file alone", reference, nil, 0, []string{
-			"mesh.toml: ok: mesh acme; services n8n 1 to 3, embeddings 1 to 3, redis 1 to 1, web 1 to 1; jobs NightlyIngest on n8n; config "}},
+			"mesh.toml: ok: mesh acme; services n8n 1 to 3, embeddings 1 to 3, redis 1 to 1, web 1 to 1; jobs NightlyIngest on n8n, ReIndexNow on n8n; config "}},
 		{"nothing set", reference, env(nil), 2, []string{
 			"environment: FLYMESH_SECRET: is not set: make one with `agentctl secret new` and set the same on every app",
 			"environment: FLYMESH_TOKEN_ACME_N8N: is not set, nor is FLY_API_TOKEN: a voter needs a deploy token of app acme-n8n",

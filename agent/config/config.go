@@ -107,9 +107,18 @@ type Probe struct {
 
 // Job is one [job.NAME] table: a scheduled job on a pinned service's primary.
 type Job struct {
-	Name    string
-	Service string
-	Cron    string // five fields, UTC
+	Name       string
+	Service    string
+	Cron       string   // five fields, UTC; empty: only when a person asks
+	URL        string   // a call that does the work; empty: Command
+	Method     string   // of the call
+	HeadersEnv []string // "Header=VARIABLE": headers of the call, with values from the environment
+	Status     int      // that means success; 0: any of 200 to 299
+	Expect     string   // "FIELD=VALUE" that the JSON answer must have; empty: any answer
+	Command    []string // a program that does the work
+	Args       []string // "name=value": what a person does not give
+	Timeout    time.Duration
+	Misfire    time.Duration // a tick that is older is skipped
 }
 
 // Hash returns the first 8 hex digits of the SHA-256 of what the file says;

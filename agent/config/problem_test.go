@@ -67,18 +67,24 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 		}},
 		{"missing app", "[service.b]", []string{`6: service.b.app: is missing; it must be given, e.g. app = "acme-b"`}},
 		{"job without pinned", "[job.Nightly]\nservice = \"n8n\"\ncron = \"0 2 * * *\"", []string{
+			`6: job.Nightly: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
 			`7: job.Nightly.service = "n8n": must be a service with pinned = true, or the job could run on two machines: set pinned in [service.n8n]`,
 		}},
-		{"job on no service", "[job.Nightly]\nservice = \"n9n\"\ncron = \"nightly\"\ntimeout = \"1h\"", []string{
+		{"job on no service", "[job.Nightly]\nservice = \"n9n\"\ncron = \"nightly\"\ntimeuot = \"1h\"", []string{
+			`6: job.Nightly: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
 			`7: job.Nightly.service = "n9n": must be "n8n"; did you mean "n8n"?`,
 			`8: job.Nightly.cron = "nightly": must be five fields in UTC: minute hour day month weekday, e.g. "0 2 * * *"`,
-			`9: job.Nightly.timeout = "1h": unknown key; known here: cron, service`,
+			`9: job.Nightly.timeuot = "1h": unknown key; did you mean "timeout"?`,
 		}},
 		{"cron with seconds or out of range", "pinned = true\n[job.a]\nservice = \"n8n\"\ncron = \"0 0 2 * * *\"\n[job.b]\nservice = \"n8n\"\ncron = \"61 2 * * *\"", []string{
+			`7: job.a: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
 			`9: job.a.cron = "0 0 2 * * *": must be five fields in UTC: minute hour day month weekday, e.g. "0 2 * * *"`,
+			`10: job.b: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
 			`12: job.b.cron = "61 2 * * *": must be five fields in UTC: minute hour day month weekday, e.g. "0 2 * * *"`,
 		}},
 		{"jobs that differ in case", "pinned = true\n[job.a]\nservice = \"n8n\"\ncron = \"0 2 * * *\"\n[job.A]\nservice = \"n8n\"\ncron = \"1 2 * * *\"", []string{
+			`7: job.a: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
+			`10: job.A: needs one of url, e.g. "http://127.0.0.1:5678/webhook/nightly", and command, e.g. ["/app/nightly.sh"]`,
 			`10: job.A: differs from job a in upper and lower case alone; rename one`,
 		}},
 		{"probe type", "[[service.n8n.probe]]\ntype = \"prometeus\"\nurl = 1", []string{

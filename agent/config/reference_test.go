@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -144,7 +145,13 @@ func TestReferenceCarriesTheStrategy(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("services (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff([]Job{{Name: "NightlyIngest", Service: "n8n", Cron: "0 2 * * *"}}, c.Jobs); d != "" {
+	jobs := []Job{
+		{Name: "NightlyIngest", Service: "n8n", Cron: "0 2 * * *", URL: "http://127.0.0.1:5678/webhook/nightly-ingest", Method: "POST",
+			HeadersEnv: []string{"X-Webhook-Token=NIGHTLY_TOKEN"}, Status: 200, Expect: "status=ok", Timeout: 2 * time.Hour, Misfire: 3 * time.Hour},
+		{Name: "ReIndexNow", Service: "n8n", Method: "POST", Command: []string{"/app/reindex.sh"}, Args: []string{"batch_size=64"},
+			Timeout: 30 * time.Minute, Misfire: time.Hour},
+	}
+	if d := cmp.Diff(jobs, c.Jobs); d != "" {
 		t.Errorf("jobs (-want +got):\n%s", d)
 	}
 }
@@ -161,7 +168,7 @@ func TestReferenceStatesKindDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep := map[string]bool{"name": true, "anchor_app": true, "kind": true, "app": true, "vote": true, "pinned": true, "gate": true, "scope": true,
-		"type": true, "url": true, "addr": true, "latency": true, "errors": true, "requests": true, "in_flight": true, "queue": true, "service": true, "cron": true,
+		"type": true, "url": true, "addr": true, "latency": true, "errors": true, "requests": true, "in_flight": true, "queue": true, "service": true, "cron": true, "headers_env": true, "expect": true, "command": true, "args": true,
 		"password_env": true, "webhooks": true, "dimension": true, "body": true}
 	targets := false
 	var short strings.Builder
@@ -190,6 +197,7 @@ func TestReferenceStatesKindDefaults(t *testing.T) {
 			s.Policy.Max = 1
 		}
 	}
+	small.Jobs, full.Jobs = nil, nil // a job has no kind, so its values are its own
 	small.hash, full.hash = "", ""
 	if d := cmp.Diff(full, small, cmp.AllowUnexported(Config{})); d != "" {
 		t.Errorf("stated values and defaults differ (-reference +defaults):\n%s", d)

@@ -152,30 +152,6 @@ func checkRules(t *table, p decide.Service) {
 	}
 }
 
-func readJob(t *table, name string, c *Config) Job {
-	j := Job{
-		Name:    name,
-		Service: t.need("service", "n8n"),
-		Cron:    t.need("cron", "0 2 * * *"),
-	}
-	if !jobName.MatchString(name) {
-		t.f.bad(t.path, "", "job names are letters, digits, dashes and underscores, at most 63, and begin with a letter")
-	}
-	known := make([]string, 0, len(c.Services))
-	for _, s := range c.Services {
-		known = append(known, s.Name)
-	}
-	if s, ok := c.Service(j.Service); j.Service != "" && !ok {
-		t.bad("service", "must be %s%s", oneOf(known), didYouMean(j.Service, known))
-	} else if ok && !s.Policy.Pinned {
-		t.bad("service", "must be a service with pinned = true, or the job could run on two machines: set pinned in [service.%s]", s.Name)
-	}
-	if j.Cron != "" && !isCron(j.Cron) {
-		t.bad("cron", `must be five fields in UTC: minute hour day month weekday, e.g. "0 2 * * *"`)
-	}
-	return j
-}
-
 // isCron wants the five classic fields: the library would also take seconds,
 // years and names such as @daily.
 func isCron(spec string) bool {

@@ -33,6 +33,7 @@ type lockCommands struct {
 	Lock   lockCmd   `cmd:"" help:"run a command while holding a lock of the mesh"`
 	Locks  locksCmd  `cmd:"" help:"show the locks that are held"`
 	Unlock unlockCmd `cmd:"" help:"free a lock by force"`
+	Job    jobCmd    `cmd:"" help:"show and steer the scheduled jobs"`
 	Pin    pinCmd    `cmd:"" help:"make a machine the primary of its service"`
 }
 

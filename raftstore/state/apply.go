@@ -86,6 +86,14 @@ func (s *State) do(index uint64, c Command) Result {
 		return s.adopt(index, c)
 	case c.Rebuilt != nil:
 		return s.rebuilt(index, c)
+	case c.Claim != nil:
+		return s.claim(index, c)
+	case c.Mark != nil:
+		return s.mark(index, c)
+	case c.Skip != nil:
+		return s.skip(index, c)
+	case c.PauseJob != nil:
+		return s.pauseJob(index, c)
 	case c.Note != nil:
 		n := c.Note
 		s.tell(index, c, Event{Kind: n.Kind, Service: n.Service, Machine: n.Machine, Reason: n.Reason})

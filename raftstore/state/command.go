@@ -41,6 +41,11 @@ type Command struct {
 	Free      *Free      `json:"free,omitempty"`
 	Adopt     *Adopt     `json:"adopt,omitempty"`
 	Rebuilt   *Rebuilt   `json:"rebuilt,omitempty"`
+
+	Claim    *Claim    `json:"claim,omitempty"`
+	Mark     *Mark     `json:"mark,omitempty"`
+	Skip     *Skip     `json:"skip,omitempty"`
+	PauseJob *PauseJob `json:"pause_job,omitempty"`
 }
 
 // Elect announces a new leader; a lower term than the newest is stale.

@@ -161,6 +161,7 @@ func (s *State) free(index uint64, c Command) Result {
 		return reject(index, BadEntry, fmt.Sprintf("cause %q", f.Cause))
 	}
 	delete(s.Locks, f.Lock)
+	s.freed(index, c, *l, joined(string(f.Cause), f.Reason))
 	s.tell(index, c, Event{Kind: "unlock", Machine: l.Holder.Machine, Op: l.Token, Reason: joined(f.Lock, string(f.Cause), f.Reason)})
 	return Result{Index: index, Token: l.Token}
 }
@@ -181,6 +182,7 @@ func (s *State) adopt(index uint64, c Command) Result {
 		return reject(index, Stale, fmt.Sprintf("token %s is of this epoch and not held", l.Token))
 	}
 	s.Locks[l.Name] = &l
+	s.goesOn(l)
 	s.tell(index, c, Event{Kind: "lock", Machine: l.Holder.Machine, Op: l.Token, Reason: joined(l.Name, "goes on from an earlier epoch")})
 	return Result{Index: index, Token: l.Token}
 }

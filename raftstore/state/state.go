@@ -36,7 +36,8 @@ type State struct {
 	Alerts   map[string]Alert    `json:"alerts,omitempty"`   // those that are not at rest, by Alert.Key
 	Silences map[string]Silenced `json:"silences,omitempty"` // by rule or key
 
-	Locks   map[string]*Lock `json:"locks,omitempty"`   // those that are held
+	Locks   map[string]*Lock `json:"locks,omitempty"` // those that are held
+	Jobs    map[string]*Job  `json:"jobs,omitempty"`
 	Rebuilt uint64           `json:"rebuilt,omitempty"` // newest epoch in which expiry locks are granted
 	Proven  uint64           `json:"proven,omitempty"`  // newest epoch in which all locks are granted
 }
@@ -192,6 +193,13 @@ func (s *State) Clone() *State {
 	}
 	c.Admitted = maps.Clone(s.Admitted)
 	c.Avoid = maps.Clone(s.Avoid)
+	if s.Jobs != nil {
+		c.Jobs = make(map[string]*Job, len(s.Jobs))
+		for k, v := range s.Jobs {
+			w := v.clone()
+			c.Jobs[k] = &w
+		}
+	}
 	c.Locks = make(map[string]*Lock, len(s.Locks))
 	for k, v := range s.Locks {
 		w := *v
