@@ -47,6 +47,7 @@ var families = []struct {
 	{"open_operations", "Scaling steps under way.", []string{"service", "kind"}},
 	{"machine_report_age_seconds", "Age of the newest report of a machine that the API calls started.", []string{"machine", "service"}},
 	{"alerts", "Alerts that are not at rest, by phase.", []string{"rule", "service", "severity", "phase"}},
+	{"locks", "Locks that are held.", nil},
 	{"silences", "Silences in force.", nil},
 	{"round_age_seconds", "Time since the newest round began.", nil},
 }
@@ -99,6 +100,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	set("silences", silences)
+	set("locks", float64(len(st.Locks)))
 }
 
 func tallies(verdicts []decide.Verdict) map[string]map[string]int {
