@@ -152,7 +152,7 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	for _, r := range l.Alerting.Receivers {
 		l.drivers.Go(func() { l.deliver(ctx, t, r) })
 	}
-	l.Metrics.begin(l.Store.State())
+	l.Metrics.begin(l.Store.State(), l.Services)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
 	for {

@@ -46,10 +46,21 @@ func (m *Metrics) round(verdicts []decide.Verdict) {
 	}
 }
 
-// begin leaves what earlier leaders did to their own counters.
-func (m *Metrics) begin(st *state.State) {
-	if m != nil && len(st.Events) > 0 {
+// begin leaves what earlier leaders did to their own counters, and starts this
+// machine's at 0, so that the first step is seen as an increase.
+func (m *Metrics) begin(st *state.State, services []Service) {
+	if m == nil {
+		return
+	}
+	if len(st.Events) > 0 {
 		m.seen = st.Events[len(st.Events)-1].Index
+	}
+	for _, s := range services {
+		for _, kind := range []state.OpKind{state.OpUp, state.OpDown} {
+			for _, outcome := range []state.Outcome{state.Done, state.Failed, state.Abandoned} {
+				m.operations.WithLabelValues(s.Policy.Name, string(kind), string(outcome))
+			}
+		}
 	}
 }
 

@@ -202,6 +202,11 @@ func (e *Emulator) secrets() (secrets map[string]map[string]string, tokens map[s
 	secrets = map[string]map[string]string{}
 	for _, s := range e.cfg.Services {
 		env := map[string]string{"FLYMESH_SECRET": secret}
+		for _, key := range []string{config.PagerDutyKeyEnv, config.WebhookKeyEnv} {
+			if v := os.Getenv(key); v != "" {
+				env[key] = v
+			}
+		}
 		for _, app := range e.cfg.TokenApps() {
 			if s.Vote {
 				env[identity.TokenEnv(app)] = tokens[app]
