@@ -233,6 +233,7 @@ func (w *watch) isReady() bool {
 
 // TestAdmission shares one mesh: to form it takes longer than the rest.
 func TestAdmission(t *testing.T) {
+	t.Parallel()
 	begin := time.Now()
 	m := newMesh(t)
 	t.Logf("a mesh of three voters after %v", time.Since(begin).Round(time.Millisecond))

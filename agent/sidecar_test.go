@@ -21,6 +21,7 @@ import (
 // in; 10 MB of address space, in which it cannot even start; and a disk without
 // a free byte. A load on the app sees nothing of it.
 func TestAppOutlivesAStarvedMeshHalf(t *testing.T) {
+	t.Parallel()
 	for i, c := range []struct {
 		name string
 		// hold returns what starts the mesh half, and the environment.
