@@ -61,6 +61,7 @@ var answers = []struct {
 	{"409 lease", &flytest.Fault{Status: 409, Body: `{"error":"aborted: machine ID x, lease currently held by deploy, expires at 2030-01-01T00:00:00Z"}`}},
 	{"409 update", &flytest.Fault{Status: 409, Body: `{"error":"aborted: machine update failed due to concurrent update"}`}},
 	{"409 host full", &flytest.Fault{Status: 409, Body: `{"error":"aborted: could not reserve resource for machine: insufficient memory available to fulfill request"}`}},
+	{"409 starting", &flytest.Fault{Status: 409, Body: `{"error":"aborted: machine still attempting to start"}`}},
 	{"412 state", &flytest.Fault{Status: 412, Body: `{"error":"failed_precondition: unable to start machine from current state: 'replacing'"}`}},
 	{"412 active", &flytest.Fault{Status: 412, Body: `{"error":"machine still active, refusing to start"}`}},
 	{"422 region full", &flytest.Fault{Status: 422, Body: `{"error":"could not find a candidate host","status":"insufficient_capacity"}`}},

@@ -79,8 +79,11 @@ func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
 		return a.created.Before(b.created)
 	}
 	var best rank
+	open := l.Store.State().Ops
 	for _, m := range ms {
-		if m.State != "started" || !m.HostOK || m.ID == old || m.Metadata[MetaRemoval] != "" {
+		// A mark of a removal that is over means nothing: a deploy copies it to
+		// machines that it makes.
+		if m.State != "started" || !m.HostOK || m.ID == old || open[m.Metadata[MetaRemoval]] != nil {
 			continue
 		}
 		r := rank{m.Metadata[MetaPrimary] == service, m.Metadata[MetaOp] == "", l.ready(m.ID), m.Created}
