@@ -14,8 +14,12 @@ import (
 // neither, and then of a supervisor.
 func TestKillAgents(t *testing.T) {
 	m := newMesh(t, config)
+	defer func() { m.t = t }()
 	for _, who := range []string{"leader", "voter", "agent"} {
 		t.Run(who, func(t *testing.T) {
+			if who == "voter" {
+				long(t)
+			}
 			m.t = t
 			before := m.settle(10 * time.Second)
 			x, ok := m.pick(who, before.Leader.Machine)
@@ -48,6 +52,7 @@ func TestKillAgents(t *testing.T) {
 		})
 	}
 	t.Run("supervisor", func(t *testing.T) {
+		long(t)
 		m.t = t
 		before := m.settle(10 * time.Second)
 		x, _ := m.pick("agent", before.Leader.Machine)
