@@ -26,6 +26,7 @@ const (
 const (
 	lockTick   = time.Second
 	wantedFor  = time.Minute      // a lock that was asked for within it is wanted
+	stopSoon   = 5 * time.Second  // a machine that was told to stop is stopping by then
 	stopAgain  = 30 * time.Second // before a stop that had no effect is repeated
 	holderWait = 4 * time.Second  // for a holder's agent to answer
 )

@@ -83,7 +83,12 @@ func (k *locks) fence(ctx context.Context, lock state.Lock, m Machine, why strin
 	k.mu.Lock()
 	at, told := k.stops[lock.Token]
 	k.mu.Unlock()
-	if m.State == "stopping" || told && time.Since(at) < stopAgain {
+	switch waited := time.Since(at); {
+	case m.State == "stopping":
+		return nil
+	case told && waited < stopAgain && waited > stopSoon:
+		return fmt.Errorf("it was told to stop %s ago and is %s", waited.Round(time.Second), m.State)
+	case told && waited < stopAgain:
 		return nil
 	}
 	if err := k.l.Store.MayStop(ctx, m.ID); err != nil {
