@@ -44,6 +44,7 @@ type health struct {
 	changed chan struct{}
 
 	mu        sync.Mutex // guards all below
+	note      note
 	gate      *gate.Gate
 	looks     uint64 // of the probes, at the last step
 	admitted  bool
@@ -85,10 +86,17 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 		return nil, fmt.Errorf("make probes of service %s: %w", a.svc.Name, err)
 	}
 	gated := a.svc.Gate == "leader"
-	return &health{
+	h := &health{
 		a: a, child: child, runner: runner, proxy: front, gated: gated, changed: make(chan struct{}, 1), since: time.Now(),
 		gate: gate.New(gate.Options{Gated: gated, FailAfter: failAfter, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
-	}, nil
+	}
+	h.note = noteOf(a.cfg.Mesh.Socket, child)
+	if h.note.ready() {
+		h.gate.Resume(h.since)
+		h.readiness = report.Ready
+		a.log.Info("readiness resumed: the app was ready and has run on")
+	}
+	return h, nil
 }
 
 // run probes and judges until ctx ends.
@@ -170,6 +178,11 @@ func (h *health) step() {
 		AppUp: up, ProbesOK: ok, Reason: reason, Same: same, WarmedUp: warm, Admitted: h.admitted, Revoked: h.revoked,
 		LeaderKnown: leads, Draining: closed,
 	})
+	if h.note.wants(r == report.Ready) {
+		if err := h.note.write(r == report.Ready); err != nil {
+			h.a.log.Debug("note readiness failed", "error", err)
+		}
+	}
 	if r != h.readiness {
 		h.a.log.Info("readiness changed", "from", h.readiness.String(), "to", r.String(), "reason", why)
 		select {

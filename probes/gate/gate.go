@@ -47,6 +47,7 @@ type Gate struct {
 
 	fails, oks int  // probes in a row, no further than the thresholds
 	healthy    bool // by hysteresis
+	resumed    bool // ready by an earlier judge's word; see Resume
 
 	admission   admission
 	leaderAt    time.Time // when a leader was last known; zero: never
@@ -68,10 +69,23 @@ func New(o Options) *Gate {
 	return &Gate{options: o, reason: "not looked yet"}
 }
 
+// Resume begins Ready, where an earlier judge of the same life of the app left
+// off: the agent was restarted beside an app that was ready and has run on.
+// What the probes say ends that as it would have before; a gated machine has
+// the time of the grace to be confirmed again.
+func (g *Gate) Resume(now time.Time) {
+	g.state, g.since, g.reason = report.Ready, now, ""
+	g.healthy, g.oks, g.resumed = true, g.options.OKAfter, true
+	if g.options.Gated {
+		g.admission = unconfirmed
+	}
+}
+
 // Step takes one look and returns the state, why it is not Ready (or what is
 // doubtful about it), and since when it holds. now must not go back.
 func (g *Gate) Step(now time.Time, in Input) (state report.Readiness, reason string, since time.Time) {
 	g.count(in)
+	g.resumed = g.resumed && g.healthy && !in.WarmedUp && !in.Draining
 	g.admit(now, in)
 	state, reason = g.decide(in)
 	// An unconfirmed admission needs a machine that stays loaded meanwhile.
@@ -144,7 +158,7 @@ func (g *Gate) decide(in Input) (report.Readiness, string) {
 		return report.Booting, fmt.Sprintf("probes succeeded %d of %d times", g.oks, g.options.OKAfter)
 	case !g.healthy:
 		return report.Booting, "probe fails: " + in.Reason
-	case !in.WarmedUp:
+	case !in.WarmedUp && !g.resumed:
 		return report.Warming, "warm-up is not done"
 	case g.options.Gated && g.admission == none && in.LeaderKnown:
 		return report.Loaded, "waiting for the leader's admission"

@@ -303,3 +303,47 @@ func TestSameIsNotCounted(t *testing.T) {
 		t.Errorf("state %v after two failures", s)
 	}
 }
+
+// TestResume: a judge that takes over from another of the same life of the app
+// begins ready, and ends it as the first would have.
+func TestResume(t *testing.T) {
+	t0 := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	fresh := func(gated bool) *Gate {
+		g := New(Options{Gated: gated, FailAfter: 3, OKAfter: 2, NoLeaderGrace: time.Minute})
+		g.Resume(t0)
+		return g
+	}
+	state := func(g *Gate, at time.Duration, in Input) report.Readiness {
+		s, _, _ := g.Step(t0.Add(at), in)
+		return s
+	}
+	silent := Input{AppUp: true, Reason: "no answer yet", LeaderKnown: true}
+	g := fresh(false)
+	for i, want := range []report.Readiness{report.Ready, report.Ready, report.Booting} {
+		if got := state(g, time.Duration(i)*time.Second, silent); got != want {
+			t.Errorf("look %d without an answer: %s, want %s", i, got, want)
+		}
+	}
+	g = fresh(true)
+	good := Input{AppUp: true, ProbesOK: true, WarmedUp: true, LeaderKnown: true}
+	if got := state(g, time.Second, good); got != report.Ready {
+		t.Errorf("gated, not confirmed yet: %s, want ready", got)
+	}
+	if got := state(g, 2*time.Minute, good); got == report.Ready {
+		state(g, 3*time.Minute+time.Second, good)
+	}
+	if got := state(g, 10*time.Minute, good); got != report.Loaded {
+		t.Errorf("gated, never confirmed: %s, want loaded", got)
+	}
+	g = fresh(false)
+	if got := state(g, time.Second, Input{Reason: "gone"}); got != report.Booting {
+		t.Errorf("the app ended: %s, want booting", got)
+	}
+	g = fresh(false)
+	state(g, time.Second, good)
+	notWarm := good
+	notWarm.WarmedUp = false
+	if got := state(g, 2*time.Second, notWarm); got != report.Warming {
+		t.Errorf("its own word on warm-up counts once it has been given: %s, want warming", got)
+	}
+}

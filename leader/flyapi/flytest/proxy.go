@@ -40,12 +40,17 @@ type Route struct {
 	waiting  int // requests for which a machine is being started
 }
 
+// missedChecks is how many checks in a row without any answer end a machine's
+// health. An answer that is not 2xx ends it at once.
+const missedChecks = 3
+
 // backend is what a route knows of a machine.
 type backend struct {
 	id       string
 	url      *url.URL
 	run      Instance // that the health was seen of
 	healthy  bool
+	missed   int // checks without an answer, in a row
 	checking bool
 	inFlight int
 	requests int
@@ -167,7 +172,14 @@ func (r *Route) probe(client *http.Client, b *backend) {
 	r.mu.Lock()
 	b.checking = false
 	if b.run == run {
-		b.healthy = healthy
+		// Fly asks every 10 s or so and this proxy much more often: what is
+		// over before Fly would have asked twice must not count here either.
+		if b.missed++; err == nil {
+			b.missed = 0
+		}
+		if err == nil || b.missed >= missedChecks {
+			b.healthy = healthy
+		}
 	}
 	r.mu.Unlock()
 	r.s.fleet.checked(b.id, run, fmt.Sprintf("servicecheck-00-http-%d", r.port), healthy, output)
