@@ -6,7 +6,12 @@ STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 
-.PHONY: build demo test check bench tools clean
+# The real programs that tests run against, as Debian names them, and the
+# command that says whether each is there.
+PACKAGES := redis-server:redis-server redis-tools:redis-cli nodejs:node npm:npm prometheus:promtool \
+            prometheus-alertmanager:amtool chromium:chromium nftables:nft iproute2:ip
+
+.PHONY: build demo test race check seeds e2e bench n8n-test tools clean
 
 build: ## bin/agent and bin/agentctl, static and stripped
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/agent ./cmd/agentctl
@@ -14,22 +19,34 @@ build: ## bin/agent and bin/agentctl, static and stripped
 demo: build ## a whole mesh on this machine, scaled by real load, in under 2 minutes
 	bin/agentctl demo
 
-tools: ## what the tests need besides Go: the real redis-server
-	@command -v redis-server >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server redis-tools >/dev/null; \
-	  else echo "redis-server is not on the PATH: its tests will be skipped"; fi; }
+tools: ## what the tests need besides Go; without root what is missing is skipped, visibly
+	@missing=; for p in $(PACKAGES); do command -v $${p#*:} >/dev/null || missing="$$missing $${p%:*}"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing"; apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "not installed, their tests are skipped:$$missing"; fi
+	@if command -v npm >/dev/null && [ ! -d probes/embeddings/testdata/node_modules/onnxruntime-node ]; then \
+	  cd probes/embeddings/testdata && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null; fi
 
-test: tools ## every test, with the race detector
+test: tools race ## every test, with the race detector
+
+race:
 	$(GO) test -race ./...
 
-check: ## format, vet, staticcheck, then the tests
+check: ## format, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt would change these files"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
-	$(MAKE) test
 
-bench: build ## figures: policy, sketches, and the cost of an idle agent
+seeds: ## the long forms of the bubble tests: every crash case, 2,000 schedules of raft and of locks
+	FLYMESH_MATRIX_SHARE=1 $(GO) test ./leader -run 'CrashMatrix' -timeout 30m
+	RAFTSTORE_SEEDS=2000 $(GO) test ./raftstore -run 'Chaos' -timeout 60m
+
+e2e: ## every scenario with real processes: kills, freezes, deploys, outages, partitions
+	FLYMESH_E2E=1 $(GO) test ./cmd/e2e -v -timeout 30m
+
+bench: build ## figures: policy, sketches, the cost of an idle agent, fail-over
 	$(GO) test -run '^$$' -bench . -benchmem ./leader/decide ./leader/window
 	bin/agentctl bench
 
