@@ -171,6 +171,7 @@ func firing(t *testing.T, am, name string) int {
 // server and a signed webhook once, and its end once, while leaders are killed
 // with -9 as the alert is pending and as it fires, and a receiver is down.
 func TestAlerts(t *testing.T) {
+	long(t)
 	am := alertmanager(t)
 	const key, rule = "page_key-of-the-test", "queue_page/api"
 	duty, hook, gauge := newInbox(t, dutyLine, ""), newInbox(t, hookLine, key), atomic.Int32{}

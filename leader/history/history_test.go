@@ -73,7 +73,7 @@ func TestANewVoterHasTheSameDay(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, want := b.Rows("n8n", time.Time{}), a.Rows("n8n", time.Time{})
-	if len(got) != len(want) || got[0] != want[0] || got[299].CPU.X != 7 {
+	if len(got) != len(want) || got[0] != want[0] || got[298].CPU.X != 7 || got[299].CPU.X != 7 {
 		t.Errorf("%d rows of %d; first %+v, last %+v", len(got), len(want), got[0], got[len(got)-1])
 	}
 	if ms := b.MachinesOf("n8n"); len(ms) != 1 || len(b.MachineRows("m1", time.Time{})) != 300 {

@@ -87,7 +87,7 @@ function gauge(host, spec, steps) {
     scales: {
       x: { time: true },
       y: { range: (u, min, max) => [0, Math.max(spec.least, (max || 0) * 1.1)] },
-      traffic: { range: (u, min, max) => [0, Math.max(1, (max || 0) * 1.1)] },
+      traffic: { range: (u, min, max) => [0, Math.max(4, (max || 0) * 1.1)] },
     },
     axes: [
       { ...axis, size: 34, values: [[86400, "{D} {MMM}"], [3600, "{HH}:{mm}"], [60, "{HH}:{mm}"], [1, "{HH}:{mm}:{ss}"]].map(([incr, f]) => [incr, f, null, null, null, null, null, null, 1]) },

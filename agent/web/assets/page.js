@@ -16,7 +16,7 @@ const kindOf = (e) => ({
   down: "removes a machine", down_done: "machine removed", down_failed: "removing failed", down_abandoned: "removing given up",
   leader: "new leader", scale: "a person asks for a size", scale_done: "size reached", scale_given_up: "size given up", pause: "paused", resume: "resumed",
   pin: "new primary", admit: "admitted", revoke: "admission taken back", alert: "alert", alert_resolved: "alert over", wait: "waits", go_on: "goes on",
-  silence: "silenced", unsilence: "silence ended", step: "step",
+  locks_known: "locks known", silence: "silenced", unsilence: "silence ended", step: "step",
 }[e.kind] || e.kind.replaceAll("_", " "));
 
 function tone(v) {
@@ -210,7 +210,7 @@ function machineTable(ms) {
 function eventTable(es) {
   return table(["At (UTC)", "What", "Service", "Machines", "Why"], es.map((e) => row([
     ["At", show.clock(e.at), "n"], ["What", kindOf(e), "head n"], ["Service", e.service || "–"],
-    ["Machines", e.from !== e.to && e.to ? e.from + " to " + e.to : e.machine || "–", "n"], ["Why", e.reason || "–", "w"],
+    ["Machines", e.from && e.from !== e.to && e.to ? e.from + " to " + e.to : e.to && !e.machine ? String(e.to) : e.machine || "–", "n"], ["Why", e.reason || "–", "w"],
   ])), "Nothing has happened yet.");
 }
 
