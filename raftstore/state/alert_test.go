@@ -92,7 +92,7 @@ func TestAlertLogSameBytes(t *testing.T) {
 	phases := []Phase{"", Pending, Firing, Resolved, NoData}
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
-		for i := uint64(1); i <= 30; i++ {
+		for i := uint64(1); i <= 12; i++ {
 			al := alertAt(rapid.SampledFrom(phases[1:]).Draw(t, "phase"))
 			al.Service = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "service")
 			c := Command{At: t0.Add(time.Duration(i) * time.Minute), By: "m"}
