@@ -10,14 +10,19 @@ import (
 // maxBody is how much of an answer is read, in bytes.
 const maxBody = 64 << 10
 
-// get sends one request within half of the time that is left, so that the
-// next question still has some.
-func (n *N8N) get(ctx context.Context, method, path string) (status int, body string, err error) {
+// half gives one question half of the time that is left, so that the next one
+// still has some: without Redis n8n answers some paths late or not at all.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
-		defer cancel()
+		return context.WithTimeout(ctx, time.Until(end)/2)
 	}
+	return context.WithCancel(ctx)
+}
+
+// get sends one request.
+func (n *N8N) get(ctx context.Context, method, path string) (status int, body string, err error) {
+	ctx, cancel := half(ctx)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, n.options.URL+path, nil)
 	if err != nil {
 		return 0, "", err

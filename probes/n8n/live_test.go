@@ -182,8 +182,10 @@ func TestLive(t *testing.T) {
 			t.Fatal("the worker does not come up")
 		}
 	}
+	early := 0 // requests before the load
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
-		if code, _ := status(http.MethodPost, l.main+"/webhook/answer", 5*time.Second); code == 200 {
+		early++
+		if code, _ := status(http.MethodPost, l.main+"/webhook/answer", 10*time.Second); code == 200 {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -238,10 +240,13 @@ func TestLive(t *testing.T) {
 		len(seconds), failed, seconds[len(seconds)*95/100], over, m.Requests.X, m.Errors.X, m.Latency.Quantile(0.95), number(m, "event_loop_lag_p99_seconds"),
 		number(m, "execution_p95_seconds"), number(m, "execution_samples"))
 	t.Logf("database (workflow|status|count|longest s):\n%s", l.sql(`SELECT workflowId, status, count(*), round(max((julianday(stoppedAt)-julianday(startedAt))*86400),3) FROM execution_entity GROUP BY 1, 2`))
-	if got := int(m.Requests.X); got < len(seconds)-failed || got > len(seconds)+2 {
-		t.Errorf("%d requests, the clients sent %d", got, len(seconds))
+	// What n8n counted, and the canaries that were given up before the worker came.
+	given := len(main.timeouts)
+	t.Logf("requests: probe %.0f = %d of the load + %d before it + %d canaries given up; errors: probe %.0f = %d + %d", m.Requests.X, len(seconds), early, given, m.Errors.X, failed, given)
+	if int(m.Requests.X) != len(seconds)+early+given || int(m.Errors.X) != failed+given {
+		t.Errorf("%v requests, %v errors", m.Requests, m.Errors)
 	}
-	if (m.Latency.Quantile(0.95) > 1.5) != (over*20 > len(seconds)) {
+	if (m.Latency.Quantile(0.95) > 1.5) != (over*20 > len(seconds)) { // in between two edges it is a guess
 		t.Errorf("p95 %.2f s is on the wrong side of 1.5 s: %d of %d were over", m.Latency.Quantile(0.95), over, len(seconds))
 	}
 

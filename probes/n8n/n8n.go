@@ -156,13 +156,14 @@ func (n *N8N) Fields() probes.Field { return probes.Queue | n.metrics.Fields() }
 
 // Probe asks Redis, then n8n. What one of them does not answer leaves the rest.
 func (n *N8N) Probe(ctx context.Context) (probes.Reading, error) {
-	m, err := n.queue.Probe(ctx)
+	first, cancel := half(ctx)
+	m, err := n.queue.Probe(first)
+	cancel()
 	redisOK := err == nil && *m.Ready
 	if err != nil {
 		m = probes.NotReady(err.Error())
 		m.Problems = []string{"queue: " + err.Error()}
 	}
-	n.measure(ctx, &m)
 
 	ready, why := n.readiness(ctx)
 	if ready && redisOK && n.options.Canary != "" && n.options.Role == Main {
@@ -171,6 +172,7 @@ func (n *N8N) Probe(ctx context.Context) (probes.Reading, error) {
 	if !ready {
 		m.Ready, m.Reason = &ready, why // nearer than what Redis says
 	}
+	n.measure(ctx, &m)
 	n.addTimeouts(time.Now(), &m)
 	return m, nil
 }
