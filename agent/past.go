@@ -55,6 +55,12 @@ func (a *agent) Page(ctx context.Context) (api.Page, error) {
 		return api.Page{}, err
 	}
 	p := api.Page{Status: a.leaderStatus(v), Verdicts: v.Verdicts, Alerts: alerts, Sparks: map[string]api.Recent{}, Targets: map[string]api.Target{}}
+	if p.Jobs, err = a.Jobs(ctx); err != nil {
+		return api.Page{}, err
+	}
+	if p.Locks, err = a.Locks(ctx); err != nil {
+		return api.Page{}, err
+	}
 	events := a.store.State().Events
 	p.Events = events[max(0, len(events)-pageEvents):]
 	for _, s := range a.cfg.Services {

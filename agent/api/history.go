@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"time"
 
+	"flymesh/leader"
 	"flymesh/leader/decide"
 	"flymesh/leader/history"
 	"flymesh/raftstore/state"
@@ -41,6 +42,9 @@ type Page struct {
 	Events   []state.Event     `json:"events"` // the newest, oldest first
 	Sparks   map[string]Recent `json:"sparks"`
 	Targets  map[string]Target `json:"targets"`
+
+	Jobs  []leader.JobView  `json:"jobs"`
+	Locks []leader.LockView `json:"locks"`
 }
 
 // Target is what a service should stay under; 0: none.

@@ -31,6 +31,7 @@ const show = {
     if (s < 86400) return Math.floor(s / 3600) + " h " + Math.floor(s % 3600 / 60) + " min";
     return Math.floor(s / 86400) + " d " + Math.floor(s % 86400 / 3600) + " h";
   },
+  day: (t) => new Date(t).toISOString().slice(5, 16).replace("T", " "),
   clock: (t) => new Date(t).toISOString().slice(11, 19),
 };
 

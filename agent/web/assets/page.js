@@ -225,6 +225,19 @@ function simple(title, body) {
 const machines = simple("Machines", () => machineTable(page.status.machines || []));
 const events = simple("Events", () => eventTable((page.events || []).slice().reverse()));
 
+const runOf = (r) => !r ? "none yet" : r.state + (r.machine ? " on " + r.machine : "") + (known(r.started) ? ", began " + show.clock(r.started) : "") + (r.detail ? ": " + r.detail : "");
+const jobs = simple("Jobs and locks", () => {
+  const js = (page.jobs || []).map((j) => {
+    const runs = j.runs || [], last = runs[runs.length - 1];
+    const tone = !last ? "" : last.state === "done" ? "good" : ["failed", "lost"].includes(last.state) ? "bad" : "warn";
+    return row([["Job", [el("span", { class: "dot " + tone }), j.name], "head n"], ["Service", j.service], ["When (UTC)", j.cron, "n"], ["Now", j.running ? runOf(j.running) : j.waits || "at rest", "w"],
+      ["Last", runOf(last), "w"], ["Next", j.next ? show.day(j.next) : "–", "n"]]);
+  });
+  const ls = (page.locks || []).map((l) => row([["Lock", l.name, "head n"], ["Holder", l.holder.machine], ["Token", l.token, "n"], ["Since", show.day(l.at), "n"], ["For", l.reason || "–", "w"], ["Remark", l.why || "–", "w"]]));
+  return [table(["Job", "Service", "When (UTC)", "Now", "Last", "Next"], js, "There are no jobs in mesh.toml."), el("h2", {}, "Locks that are held"),
+    table(["Lock", "Holder", "Token", "Since", "For", "Remark"], ls, "None.")];
+});
+
 const alerts = simple("Alerts", () => {
   const a = page.alerts || {}, list = a.alerts || [];
   const order = { firing: 0, pending: 1, no_data: 2, resolved: 3 };
@@ -256,7 +269,7 @@ function route() {
   if (!page) return;
   if (view && view.name !== at) { view.update.end?.(); view = null; }
   if (!view) {
-    const make = at.startsWith("/service/") ? () => one(at.slice(9)) : { "/machines": machines, "/events": events, "/alerts": alerts, "/mesh": mesh }[at] || overview;
+    const make = at.startsWith("/service/") ? () => one(at.slice(9)) : { "/machines": machines, "/events": events, "/jobs": jobs, "/alerts": alerts, "/mesh": mesh }[at] || overview;
     view = { name: at, update: make() };
     const tab = at.startsWith("/service/") ? "#/" : "#" + at;
     for (const a of document.querySelectorAll("nav a")) a.getAttribute("href") === tab ? a.setAttribute("aria-current", "page") : a.removeAttribute("aria-current");

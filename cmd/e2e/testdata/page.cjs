@@ -53,7 +53,7 @@ async function open(browser, width, scheme) {
     const p = await open(browser, width, scheme);
     await p.goto(base + "/");
     await p.waitForSelector(".card");
-    for (const view of ["/", "/service/api", "/machines", "/events", "/alerts", "/mesh"]) {
+    for (const view of ["/", "/service/api", "/machines", "/events", "/jobs", "/alerts", "/mesh"]) {
       await p.evaluate((v) => { location.hash = v; }, view);
       await p.waitForFunction((v) => document.querySelector("main h1") && (!v.startsWith("/service") || document.querySelector(".uplot")), view, { timeout: 10000 });
       await p.waitForTimeout(150);
