@@ -233,7 +233,7 @@ func TestJobHistories(t *testing.T) {
 				for _, r := range s.raft.state().Job("Nightly").Runs {
 					states[r.State]++
 				}
-			}, func(s *stand) { s.tweak = withJob("*/2 * * * *", 5*time.Minute) })
+			}, func(s *stand) { s.tweak = withJob("*/5 * * * *", 5*time.Minute) })
 		})
 		if t.Failed() {
 			return

@@ -1,0 +1,90 @@
+package leader_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	fly "github.com/superfly/fly-go"
+
+	"flymesh/leader"
+	"flymesh/leader/flyapi/flytest"
+	"flymesh/raftstore/state"
+)
+
+// ticked runs a bubble in which a job is due at minute 30 of each hour.
+func ticked(t *testing.T, f func(s *stand, j *jobSim, tick time.Time)) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		j, cancel := jobStand(s, 1)
+		defer cancel()
+		j.length = 5 * time.Second
+		s.lead("v0")
+		tick := time.Now().UTC().Truncate(time.Hour).Add(30 * time.Minute)
+		time.Sleep(time.Until(tick) - 10*time.Second)
+		f(s, j, tick)
+		// An hour and a half: the next tick runs too, and nothing else.
+		time.Sleep(time.Until(tick.Add(90 * time.Minute)))
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		first, next := "Nightly@"+tick.Format(time.RFC3339), "Nightly@"+tick.Add(time.Hour).Format(time.RFC3339)
+		if len(j.begun) != 2 || j.begun[first] != 1 || j.begun[next] != 1 || len(j.wrong) > 0 {
+			t.Errorf("runs %v, wrong %v; want %s and %s once each\n%s", j.begun, j.wrong, first, next, s.story())
+		}
+	}, func(s *stand) { s.tweak = withJob("30 * * * *", 20*time.Minute) })
+}
+
+func TestTickDuringElection(t *testing.T) {
+	ticked(t, func(s *stand, _ *jobSim, _ time.Time) {
+		s.raft.elect("")
+		time.Sleep(25 * time.Second)
+		s.lead("v1")
+	})
+}
+
+func TestTickDuringTotalLoss(t *testing.T) {
+	ticked(t, func(s *stand, _ *jobSim, _ time.Time) {
+		// The metadata knows the tick of the hour before.
+		primary := s.raft.state().Service("n8n").Primary
+		last := time.Now().UTC().Truncate(time.Hour).Add(-30 * time.Minute)
+		if err := s.voters[0].cloud.SetMetadata(context.Background(), appName, primary, leader.MetaJob+"nightly", last.Format(time.RFC3339)); err != nil {
+			t.Fatal(err)
+		}
+		s.raft.forget()
+		s.raft.elect("")
+		time.Sleep(10 * time.Minute)
+		s.lead("v2")
+	})
+}
+
+func TestTickDuringDeploy(t *testing.T) {
+	ticked(t, func(s *stand, j *jobSim, tick time.Time) {
+		next := s.config()
+		next.Metadata["fly_release_version"] = "8"
+		if _, err := s.api.Seed(flytest.Spec{App: appName, Name: "green", Config: fly.MachineConfig(next), Start: true}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if len(j.begun) != 0 {
+			t.Errorf("a run began in the middle of a deploy, %s after its tick\n%s", time.Since(tick), s.story())
+		}
+	})
+}
+
+// TestNewLeaderGrantsAFullLease: a leader that has heard nothing yet does not
+// take a holder for silent.
+func TestNewLeaderGrantsAFullLease(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		s.lead("v0")
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		m := newLockSim(ctx, s, 1)
+		holdFrozen(s, m)
+		s.lead("v1")
+		least := leader.LockLease + leader.LockMargin + leader.LockGrace + leader.LockDelay
+		if d := s.await("the expiry lock", time.Minute, func() bool { return s.want(m, "second", "soft", state.Expiry).OK }); d < least {
+			t.Errorf("granted again %s after the election, want at least %s", d, least)
+		}
+	})
+}
