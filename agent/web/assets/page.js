@@ -255,7 +255,7 @@ const mesh = simple("Mesh", () => {
   const q = now.quorum || {};
   const facts = [
     ["Mesh", s.mesh], ["Leader", local ? "nobody" : s.leader ? s.leader.machine : "nobody"], ["Quorum", q.healthy ? "a majority of the voters is alive" : "lost: nothing is scaled"],
-    ["Voters", (q.voters || []).join(", ") || "none known"], ["Epoch", String(now.epoch)], ["Term", String(now.term)], ["This page comes from", now.from],
+    ["Voters", (q.voters || []).join(", ") || "none known"], ["Epoch", String(now.epoch)], ["Term", String(now.term)], ["Told by", now.from],
   ];
   const warnings = now.warnings || [];
   return [el("div", { class: "card" }, el("dl", {}, facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)]))),
