@@ -44,11 +44,17 @@ seeds: ## the long forms of the bubble tests: every crash case, 2,000 schedules 
 	RAFTSTORE_SEEDS=2000 $(GO) test ./raftstore -run 'Chaos' -timeout 60m
 
 e2e: ## every scenario with real processes: kills, freezes, deploys, outages, partitions
-	FLYMESH_E2E=1 $(GO) test ./cmd/e2e -v -timeout 30m
+	FLYMESH_E2E=1 $(GO) test -count=1 -v -timeout 30m ./cmd/e2e
 
-bench: build ## figures: policy, sketches, the cost of an idle agent, fail-over
+bench: build ## figures: policy, sketches, the cost of an idle agent, fail-over, the proxy beside nginx
 	$(GO) test -run '^$$' -bench . -benchmem ./leader/decide ./leader/window
+	FLYMESH_BENCH=1 $(GO) test -run BesideNginx -v ./agent/proxy
 	bin/agentctl bench
+
+N8N ?= .cache/n8n
+n8n-test: ## the n8n probe against a real n8n: installs it first (7 minutes, 3 GB)
+	probes/n8n/testdata/install.sh $(N8N)
+	FLYMESH_N8N=$(abspath $(N8N)) $(GO) test -run Live -v -timeout 10m ./probes/n8n
 
 clean:
 	rm -rf bin

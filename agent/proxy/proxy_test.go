@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -79,7 +78,8 @@ func TestMeasuresWhatClientsSee(t *testing.T) {
 	}))
 	var (
 		mu      sync.Mutex
-		seconds []float64
+		seconds []float64 // as the clients saw them
+		slept   []float64 // of these, what the app took for itself
 		failed  int
 		broken  int
 	)
@@ -108,6 +108,7 @@ func TestMeasuresWhatClientsSee(t *testing.T) {
 				took := time.Since(begin).Seconds()
 				mu.Lock()
 				seconds = append(seconds, took)
+				slept = append(slept, min(float64(c.ms)/1000, took))
 				if err != nil || c.status >= 500 {
 					failed++
 				}
@@ -129,6 +130,8 @@ func TestMeasuresWhatClientsSee(t *testing.T) {
 	await(t, p, "none in flight", func(m probes.Reading) bool { return m.InFlight == report.Of(0) })
 	m := reading(t, p)
 	slices.Sort(seconds)
+	slices.Sort(slept)
+	least := slept[int(0.9*float64(len(slept)-1))]
 	want := seconds[int(0.9*float64(len(seconds)-1))]
 	got := m.Latency.Quantile(0.9)
 	t.Logf("requests %.0f, clients sent %d; errors %.0f, clients saw %d (%d given up); p90 %.1f ms, clients' %.1f ms",
@@ -136,8 +139,10 @@ func TestMeasuresWhatClientsSee(t *testing.T) {
 	if m.Requests != report.Of(float64(len(seconds))) || m.Errors != report.Of(float64(failed)) || broken == 0 || broken == failed {
 		t.Errorf("%+v", m)
 	}
-	if math.Abs(got-want) > 0.25*want+0.005 || m.Latency.Quantile(1) < 0.13 {
-		t.Errorf("p90 %v, clients saw %v; slowest %v", got, want, m.Latency.Quantile(1))
+	// A request takes the proxy longer than the app and less long than the
+	// client; on a busy machine there is room between the two.
+	if got < 0.97*least || got > 1.03*want || m.Latency.Quantile(1) < 0.1 {
+		t.Errorf("p90 %v, the app took %v, clients saw %v; slowest %v", got, least, want, m.Latency.Quantile(1))
 	}
 }
 
