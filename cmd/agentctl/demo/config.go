@@ -22,7 +22,7 @@ type pace struct {
 // fastPace lets two additions and two removals happen in little more than a
 // minute. The "for" of a rule covers four reports and more, so that one odd
 // sample decides nothing.
-var fastPace = pace{ReportEvery: time.Second, UpFor: 4 * time.Second, DownFor: 6 * time.Second, Cooldown: 6 * time.Second, Profile: "default"}
+var fastPace = pace{ReportEvery: time.Second, UpFor: 4 * time.Second, DownFor: 6 * time.Second, Cooldown: 9 * time.Second, Profile: "default"}
 
 // Shortened is one duration of the strategy and what the demo makes of it.
 type Shortened struct {

@@ -49,7 +49,7 @@ func (s *story) killLeader(ctx context.Context) (Killing, error) {
 			return false, err.Error()
 		}
 		before = st
-		return slices.ContainsFunc(st.Services, cooling), "no service is in its cooldown"
+		return slices.ContainsFunc(st.Services, cooledLong), "no service is at the beginning of its cooldown"
 	})
 	if before.Leader == nil {
 		return Killing{}, fmt.Errorf("find leader: %w", err)
@@ -123,6 +123,15 @@ func (s *story) killLeader(ctx context.Context) (Killing, error) {
 	app.Wait()
 	s.out.say("mesh: the app of %s answered %d of %d requests meanwhile", s.follow.name(m.ID), k.AppRequests-k.AppFailed, k.AppRequests)
 	return k, err
+}
+
+// failoverMost is how long an election may take and still leave some of a
+// cooldown to see.
+const failoverMost = 5 * time.Second
+
+// cooledLong says whether the cooldown of a service will outlast an election.
+func cooledLong(s api.ServiceStatus) bool {
+	return s.CooldownUntil != nil && time.Until(*s.CooldownUntil) > failoverMost
 }
 
 // cooling says whether the cooldown of a service runs for a while longer.
