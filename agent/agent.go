@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"flymesh/agent/api"
@@ -66,6 +67,7 @@ type agent struct {
 	health  *health
 	locks   *lockKeeper
 	server  *api.Server
+	looked  atomic.Uint32 // lookups made, to take the apps in turn
 
 	receivers []leader.Receiver
 }

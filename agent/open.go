@@ -2,11 +2,11 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -168,26 +168,28 @@ func (a *agent) discovery() gossip.Discovery {
 	return d
 }
 
-// lookup asks the Machines API where the others run.
+// lookup asks the Machines API where the others run: one app a call, each in
+// its turn and another agent's app first. Agents that start together would
+// otherwise spend what the API allows on the same listings; one address found
+// is enough to join.
 func (a *agent) lookup(ctx context.Context) ([]string, error) {
+	apps := a.cfg.TokenApps()
+	if len(apps) == 0 {
+		return nil, nil
+	}
+	own := slices.Index(apps, a.self.App)
+	app := apps[(own+int(a.looked.Add(1)))%len(apps)]
+	ms, err := a.cloud.List(ctx, app)
+	if err != nil {
+		return nil, err
+	}
 	var addrs []string
-	var errs []error
-	for _, app := range a.cfg.TokenApps() {
-		ms, err := a.cloud.List(ctx, app)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, m := range ms {
-			if m.State == "started" && m.PrivateIP != "" && m.ID != a.self.ID {
-				addrs = append(addrs, net.JoinHostPort(m.PrivateIP, strconv.Itoa(a.cfg.Mesh.GossipPort)))
-			}
+	for _, m := range ms {
+		if m.State == "started" && m.PrivateIP != "" && m.ID != a.self.ID {
+			addrs = append(addrs, net.JoinHostPort(m.PrivateIP, strconv.Itoa(a.cfg.Mesh.GossipPort)))
 		}
 	}
-	if len(addrs) > 0 {
-		return addrs, nil
-	}
-	return nil, errors.Join(errs...)
+	return addrs, nil
 }
 
 func (a *agent) openStore() error {
