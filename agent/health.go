@@ -38,7 +38,6 @@ type health struct {
 	child  *supervise.Child // nil: nobody supervises
 	runner *probes.Runner
 	proxy  *proxy.Proxy // nil: the app takes its traffic itself
-	gated  bool
 
 	// changed is sent to when readiness changes.
 	changed chan struct{}
@@ -87,7 +86,7 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 	}
 	gated := a.svc.Gate == "leader"
 	h := &health{
-		a: a, child: child, runner: runner, proxy: front, gated: gated, changed: make(chan struct{}, 1), since: time.Now(),
+		a: a, child: child, runner: runner, proxy: front, changed: make(chan struct{}, 1), since: time.Now(),
 		gate: gate.New(gate.Options{Gated: gated, FailAfter: failAfter, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
 	}
 	h.note = noteOf(a.cfg.Mesh.Socket, child)

@@ -102,6 +102,14 @@ func FaultOf(err error) Fault {
 	return Unknown
 }
 
+// faultOf is FaultOf with "" for no error, so that a switch can tell success.
+func faultOf(err error) Fault {
+	if err == nil {
+		return ""
+	}
+	return FaultOf(err)
+}
+
 // DrainResult is an agent's answer to a drain.
 type DrainResult struct {
 	Done     bool   // nothing is in flight and nothing is busy

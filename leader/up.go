@@ -346,11 +346,3 @@ func newestRelease(ms []Machine) string {
 	}
 	return best
 }
-
-// faultOf is FaultOf with "" for no error.
-func faultOf(err error) Fault {
-	if err == nil {
-		return ""
-	}
-	return FaultOf(err)
-}
