@@ -68,6 +68,6 @@ func (a actor) serve(w http.ResponseWriter, r *http.Request) (answered bool) {
 			panic(err)
 		}
 	}()
-	a.s.serve(w, r, a.name)
+	a.s.serve(w, r, caller{actor: a.name})
 	return true
 }

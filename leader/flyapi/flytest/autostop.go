@@ -17,6 +17,13 @@ type proxies struct {
 	apps map[string]context.CancelFunc
 }
 
+// traffic is what the proxy knows of the load on one service of an app.
+type traffic struct {
+	service  func(*machine) *fly.MachineService // nil for a machine that does not serve it
+	inFlight map[string]int                     // by machine
+	idle     bool                               // nobody has come since the pass before
+}
+
 // Autostop makes the proxy do, for an app with routes, what the services in
 // its machines' config say, as Fly Proxy does: every so often it stops or
 // suspends at most one machine per region where there are more than the load
@@ -24,6 +31,39 @@ type proxies struct {
 // names no service with autostop or autostart is left alone. An every of 0
 // ends it; so does Close.
 func (s *Server) Autostop(app string, every time.Duration) {
+	seen := make(map[*Route]int)
+	s.proxy(app, every, func(ctx context.Context) {
+		for _, r := range s.routesOf(app) {
+			for id, verb := range s.fleet.excess(app, s.opts.Regions[0], r.traffic(seen)) {
+				s.proxyCall(ctx, app, id, verb)
+			}
+		}
+	})
+}
+
+// AutostopBy is Autostop for an app without routes: load says, each time, how
+// many requests each machine has in flight, for whatever service its config
+// names first. With them it starts, at each pass, a machine where all that run
+// are over their soft limit.
+func (s *Server) AutostopBy(app string, every time.Duration, load func() map[string]int) {
+	s.proxy(app, every, func(ctx context.Context) {
+		t := traffic{inFlight: load(), idle: true, service: func(m *machine) *fly.MachineService {
+			if len(m.config.Services) == 0 {
+				return nil
+			}
+			return &m.config.Services[0]
+		}}
+		for id, verb := range s.fleet.excess(app, s.opts.Regions[0], t) {
+			s.proxyCall(ctx, app, id, verb)
+		}
+		if id := s.fleet.wanted(app, t); id != "" {
+			s.proxyCall(ctx, app, id, "start")
+		}
+	})
+}
+
+// proxy runs a pass over an app every so often, in place of what ran before.
+func (s *Server) proxy(app string, every time.Duration, pass func(context.Context)) {
 	s.proxies.mu.Lock()
 	defer s.proxies.mu.Unlock()
 	if stop := s.proxies.apps[app]; stop != nil {
@@ -43,18 +83,13 @@ func (s *Server) Autostop(app string, every time.Duration) {
 	s.fleet.spawn(func() {
 		t := time.NewTicker(every)
 		defer t.Stop()
-		seen := make(map[*Route]int)
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-t.C:
 			}
-			for _, r := range s.routesOf(app) {
-				for id, verb := range r.excess(seen) {
-					s.proxyCall(ctx, app, id, verb)
-				}
-			}
+			pass(ctx)
 		}
 	})
 }
@@ -103,17 +138,23 @@ func softLimit(s *fly.MachineService) int {
 	return defaultSoftLimit
 }
 
-// excess returns the machines that are more than the load needs, at most one
-// per region, with what is to be done to each. seen counts the route's
-// requests up to the last call.
-func (r *Route) excess(seen map[*Route]int) map[string]string {
-	f := r.s.fleet
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// traffic is what the route has seen. seen counts its requests up to the last call.
+func (r *Route) traffic(seen map[*Route]int) traffic {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	idle := seen[r] == r.uses+r.refused && r.waiting == 0
+	t := traffic{service: r.service, inFlight: make(map[string]int), idle: seen[r] == r.uses+r.refused && r.waiting == 0}
 	seen[r] = r.uses + r.refused
+	for id, b := range r.backends {
+		t.inFlight[id] = b.inFlight
+	}
+	return t
+}
+
+// excess returns the machines that are more than the load needs, at most one
+// per region, with what is to be done to each.
+func (f *fleet) excess(app, primary string, t traffic) map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	type region struct {
 		running, over, limit int
 		least                *machine
@@ -121,8 +162,8 @@ func (r *Route) excess(seen map[*Route]int) map[string]string {
 		verb                 string
 	}
 	regions := make(map[string]*region)
-	for _, m := range f.apps[r.app].sorted() {
-		s := r.service(m)
+	for _, m := range f.apps[app].sorted() {
+		s := t.service(m)
 		if s == nil || m.state != fly.MachineStateStarted {
 			continue
 		}
@@ -131,15 +172,12 @@ func (r *Route) excess(seen map[*Route]int) map[string]string {
 			g = new(region)
 			regions[m.region] = g
 		}
-		load := 0
-		if b := r.backends[m.id]; b != nil {
-			load = b.inFlight
-		}
+		load := t.inFlight[m.id]
 		g.running++
 		if load > softLimit(s) {
 			g.over++
 		}
-		if s.MinMachinesRunning != nil && m.region == r.s.opts.Regions[0] {
+		if s.MinMachinesRunning != nil && m.region == primary {
 			g.limit = max(g.limit, *s.MinMachinesRunning)
 		}
 		if s.Autostop == nil || *s.Autostop == fly.MachineAutostopOff || g.least != nil && g.load <= load {
@@ -152,12 +190,26 @@ func (r *Route) excess(seen map[*Route]int) map[string]string {
 	}
 	out := make(map[string]string)
 	for _, g := range regions {
-		lone := g.running == 1 && g.load == 0 && idle // the last one goes only when nobody comes
+		lone := g.running == 1 && g.load == 0 && t.idle // the last one goes only when nobody comes
 		if g.least != nil && g.running > g.limit && (lone || g.running > g.over+1) {
 			out[g.least.id] = g.verb
 		}
 	}
 	return out
+}
+
+// wanted returns a machine that may be started where all that run are over
+// their soft limit; empty: none.
+func (f *fleet) wanted(app string, t traffic) string {
+	f.mu.Lock()
+	for _, m := range f.apps[app].machines {
+		if s := t.service(m); s != nil && m.state == fly.MachineStateStarted && t.inFlight[m.id] <= softLimit(s) {
+			f.mu.Unlock()
+			return ""
+		}
+	}
+	f.mu.Unlock()
+	return f.sleeper(app, t.service, false)
 }
 
 // Of a request that finds no machine.
@@ -181,7 +233,7 @@ func (r *Route) wake(ctx context.Context) *backend {
 		r.mu.Unlock()
 	}()
 	for end := time.Now().Add(autostartPatience); time.Now().Before(end); {
-		if id := r.sleeper(); id != "" {
+		if id := r.s.fleet.sleeper(r.app, r.service, true); id != "" {
 			r.s.proxyCall(ctx, r.app, id, "start")
 		}
 		select {
@@ -196,21 +248,21 @@ func (r *Route) wake(ctx context.Context) *backend {
 	return nil
 }
 
-// sleeper returns a machine that may be started, unless one is on its way.
-func (r *Route) sleeper() string {
-	f := r.s.fleet
+// sleeper returns a machine that may be started, unless one is on its way or,
+// where that is enough, runs.
+func (f *fleet) sleeper(app string, service func(*machine) *fly.MachineService, enough bool) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var found *machine
-	for _, m := range f.apps[r.app].sorted() {
-		s := r.service(m)
+	for _, m := range f.apps[app].sorted() {
+		s := service(m)
 		if s == nil || s.Autostart == nil || !*s.Autostart || m.host != fly.HostStatusOk || m.cordoned {
 			continue
 		}
-		switch m.state {
-		case stateStarting, fly.MachineStateStarted:
+		switch {
+		case m.state == stateStarting, enough && m.state == fly.MachineStateStarted:
 			return ""
-		case fly.MachineStateStopped, fly.MachineStateSuspended:
+		case m.state == fly.MachineStateStopped, m.state == fly.MachineStateSuspended:
 			found = cmp.Or(found, m)
 		}
 	}

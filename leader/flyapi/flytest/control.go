@@ -138,6 +138,10 @@ func (s *Server) control(r *http.Request, parts []string) (reply, error) {
 			return reply{}, failf(http.StatusBadRequest, "%v", err)
 		}
 		return ok(s.Faults())
+	case "GET oidc":
+		if len(parts) == 3 && parts[1] == ".well-known" {
+			return s.controlOIDC(parts[2])
+		}
 	case "GET deploys":
 		return ok(s.Deploys())
 	case "POST deploys":
@@ -161,6 +165,8 @@ func (s *Server) controlMachine(id, verb string) (reply, error) {
 		err = s.Freeze(id)
 	case "thaw":
 		err = s.Thaw(id)
+	case "discard":
+		err = s.Discard(id)
 	case "migrate":
 		err = s.Migrate(id)
 	case "fail":

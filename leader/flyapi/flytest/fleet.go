@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ type fleet struct {
 	timing   Timing
 	ids      *source
 	env      func(app string, v view) map[string]string
+	self     func(*machine) http.Handler // its /.fly/api
 	log      *slog.Logger
 
 	ctx  context.Context // ends at close

@@ -2,6 +2,7 @@ package flytest
 
 import (
 	"fmt"
+	"net/http"
 
 	fly "github.com/superfly/fly-go"
 )
@@ -57,6 +58,25 @@ func (s *Server) RestoreHost(id string) error {
 			f.enter(m, fly.MachineStateStopped, "exit", "flyd", nil)
 		}
 	})
+}
+
+// Discard drops the snapshot of a suspended machine, as the platform may at any
+// time. The API goes on to call it suspended; its next start is a boot.
+func (s *Server) Discard(id string) error {
+	var inst Instance
+	err := s.onMachine("discard snapshot", id, func(m *machine) {
+		if m.state == fly.MachineStateSuspended {
+			inst, m.inst = m.inst, nil
+		}
+	})
+	switch {
+	case err != nil:
+		return err
+	case inst == nil:
+		return fmt.Errorf("discard snapshot of machine %s: %w", id, failf(http.StatusConflict, "machine has no snapshot"))
+	}
+	inst.Kill()
+	return nil
 }
 
 func (s *Server) onMachine(verb, id string, fn func(*machine)) error {

@@ -2,6 +2,7 @@ package flytest
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	fly "github.com/superfly/fly-go"
@@ -57,6 +58,7 @@ type Boot struct {
 	PrivateIP  string
 	Env        map[string]string  // secrets, config.env and FLY_*
 	Config     *fly.MachineConfig // not to be changed
+	API        http.Handler       // what the machine's /.fly/api answers
 }
 
 // Exit is how a main process ended.
@@ -73,6 +75,7 @@ type Details struct {
 	PID       int     `json:"pid,omitempty"`       // of the main process
 	Rootfs    string  `json:"rootfs,omitempty"`    // directory
 	Socket    string  `json:"socket,omitempty"`    // FLYMESH_SOCKET of the machine
+	API       string  `json:"api,omitempty"`       // /.fly/api of the machine
 	Log       string  `json:"log,omitempty"`       // file with stdout and stderr
 	Allowance float64 `json:"allowance,omitempty"` // cores that the machine may use
 	Cgroup    string  `json:"cgroup,omitempty"`    // directory of its cpu cgroup; empty: none

@@ -102,7 +102,7 @@ func (f *fleet) boot(m *machine, gen int) {
 func (f *fleet) bootOf(m *machine) Boot {
 	return Boot{
 		ID: m.id, App: m.app, Group: m.group, Name: m.name, Region: m.region,
-		InstanceID: m.instanceID, PrivateIP: m.privateIP, Env: f.env(m.app, m.view), Config: m.config,
+		InstanceID: m.instanceID, PrivateIP: m.privateIP, Env: f.env(m.app, m.view), Config: m.config, API: f.self(m),
 	}
 }
 
@@ -113,10 +113,12 @@ func (f *fleet) watch(m *machine, inst Instance) {
 	case <-f.ctx.Done():
 		return
 	}
-	f.mu.Lock()
-	mine := m.host == fly.HostStatusOk && m.inst == inst && (m.state == fly.MachineStateStarted || m.state == fly.MachineStateSuspended)
-	f.mu.Unlock()
-	if !mine {
+	// While its host is out of reach nobody hears that it has ended.
+	mine := false
+	if err := f.await(f.ctx, func() (bool, time.Time, error) {
+		mine = m.inst == inst && (m.state == fly.MachineStateStarted || m.state == fly.MachineStateSuspended)
+		return !mine || m.host == fly.HostStatusOk, time.Time{}, nil
+	}); err != nil || !mine {
 		return
 	}
 	f.wipe(m, false)

@@ -6,6 +6,9 @@ import (
 	"github.com/superfly/fly-go/flaps"
 )
 
+// org is the organization of every app.
+const org = "flytest"
+
 // wireApp is the JSON of an app.
 type wireApp struct {
 	ID           string            `json:"id"`
@@ -20,7 +23,7 @@ type wireApp struct {
 func (a *app) wire() wireApp {
 	return wireApp{
 		ID: a.name, Name: a.name, Status: "deployed", MachineCount: len(a.machines), Network: "default",
-		Organization: map[string]string{"name": "flytest", "slug": "flytest"},
+		Organization: map[string]string{"name": org, "slug": org},
 	}
 }
 

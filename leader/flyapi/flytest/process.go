@@ -21,6 +21,8 @@ type processRun struct {
 	details Details // fixed once started
 	cmd     *exec.Cmd
 
+	closeAPI func() // nil: it is not served
+
 	ended chan struct{} // closed when the main process has ended
 	exit  Exit          // written before ended is closed
 	done  chan struct{} // closed when nothing runs any more
@@ -86,6 +88,9 @@ func (r *processRun) watch() {
 
 func (r *processRun) cleanup() {
 	r.clean.Do(func() {
+		if r.closeAPI != nil {
+			r.closeAPI()
+		}
 		if r.group == nil {
 			return
 		}

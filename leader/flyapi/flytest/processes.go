@@ -127,6 +127,7 @@ func (l *Processes) Start(_ context.Context, b Boot) (Instance, error) {
 	r.details = Details{
 		Rootfs:    l.rootfs(b.ID),
 		Socket:    filepath.Join(l.rootfs(b.ID), "run", "flymesh", "agent.sock"),
+		API:       filepath.Join(l.rootfs(b.ID), ".fly", "api"),
 		Log:       filepath.Join(l.dir, "logs", b.ID+".log"),
 		Allowance: l.allowance(b),
 	}
@@ -146,6 +147,10 @@ func (l *Processes) Start(_ context.Context, b Boot) (Instance, error) {
 			r.details.Cgroup = r.group.cpu
 			argv = r.group.enter(argv)
 		}
+	}
+	if r.closeAPI, err = listenSelf(r.details.API, b.API, l.opts.Log); err != nil {
+		r.cleanup()
+		return nil, fmt.Errorf("boot machine: serve its /.fly/api: %w", err)
 	}
 	if err := r.start(argv, l.environ(b, r)); err != nil {
 		r.cleanup()

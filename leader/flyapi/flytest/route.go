@@ -46,6 +46,7 @@ func apiRoutes() []route {
 		{http.MethodGet, "/v1/apps/{app}", "get_app", (*Server).getApp},
 		{http.MethodGet, "/v1/platform/regions", "regions", (*Server).regions},
 		{http.MethodPost, "/v1/platform/placements", "placements", (*Server).placements},
+		{http.MethodPost, "/v1/tokens/oidc", "oidc_token", (*Server).oidcToken},
 	}
 }
 

@@ -16,11 +16,18 @@ import (
 	"time"
 )
 
+// caller is who sends a request, unless it is somebody under test who came
+// over the network.
+type caller struct {
+	actor string   // one of the emulator's own; empty: somebody under test
+	self  *selfAPI // the machine whose /.fly/api it came by
+}
+
 // call is one request on its way through the API.
 type call struct {
-	ctx     context.Context
-	r       *http.Request
-	actor   string // empty: somebody under test
+	ctx context.Context
+	r   *http.Request
+	caller
 	route   *route
 	app     string
 	id      string // of the machine
@@ -48,17 +55,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveControl(w, r)
 		return
 	}
-	s.serve(w, r, "")
+	s.serve(w, r, caller{})
 }
 
-// serve answers a request of the Machines API, of an actor or of somebody else.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, actor string) {
+// serve answers a request of the Machines API.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, from caller) {
 	began := time.Now()
 	requestID := s.ids.ulid(began) + "-emu"
 	w.Header().Set("Fly-Request-Id", requestID)
-	by := cmp.Or(actor, fingerprint(r))
-	c := &call{ctx: r.Context(), r: r, actor: actor, nonce: r.Header.Get("fly-machine-lease-nonce"), owner: by + "@flytest"}
+	by := cmp.Or(from.actor, fingerprint(r))
+	if from.self != nil {
+		by = "machine-" + from.self.machine
+	}
+	c := &call{ctx: r.Context(), r: r, caller: from, nonce: r.Header.Get("fly-machine-lease-nonce"), owner: by + "@flytest"}
 	found := c.match(r.Method, r.URL.Path)
+	if found && from.self != nil && c.route.action == "oidc_token" {
+		c.app, c.id = from.self.app, from.self.machine
+	}
 	line := Request{
 		At: began, Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, App: c.app, Machine: c.id,
 		By: by, From: host(r.RemoteAddr), UserAgent: r.UserAgent(), RequestID: requestID,
@@ -199,6 +212,9 @@ func (s *Server) pause(c *call, d time.Duration) bool {
 
 // authorize checks the token against the app's.
 func (s *Server) authorize(c *call) error {
+	if c.self != nil {
+		return c.self.authorize(c)
+	}
 	if s.opts.Tokens == nil {
 		return nil
 	}

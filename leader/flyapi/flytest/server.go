@@ -27,6 +27,7 @@ type Server struct {
 	limits  limiter
 	deploys deploys
 	proxies proxies
+	issuer  issuer
 	cookie  string
 
 	mu     sync.Mutex // guards the fields below
@@ -46,6 +47,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{opts: o, log: o.Log.With("component", "flytest"), ids: newSource(o.Seed)}
 	s.fleet = newFleet(o.Launcher, o.Timing, s.ids, s.log)
 	s.fleet.env = s.env
+	s.fleet.self = func(m *machine) http.Handler { return selfAPI{s, m.id, m.app} }
 	s.faults.ids = s.ids
 	s.cookie = s.ids.nonce()
 	for _, name := range o.Apps {

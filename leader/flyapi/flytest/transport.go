@@ -11,9 +11,12 @@ import (
 // Transport returns a RoundTripper that serves every request in process,
 // whatever its host, so that a client works without a socket and inside a
 // bubble. After Close it fails like a refused connection.
-func (s *Server) Transport() http.RoundTripper { return inProcess{s} }
+func (s *Server) Transport() http.RoundTripper { return inProcess{s, s} }
 
-type inProcess struct{ s *Server }
+type inProcess struct {
+	s *Server
+	h http.Handler
+}
 
 // RoundTrip runs the handler in a goroutine of its own and returns at its end
 // or when the request's context ends, as a real connection would.
@@ -52,7 +55,7 @@ func (t inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			done <- answered
 		}()
-		t.s.ServeHTTP(w, in)
+		t.h.ServeHTTP(w, in)
 		answered = true
 	})
 	t.s.mu.Unlock()
