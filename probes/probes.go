@@ -52,6 +52,7 @@ type Reading struct {
 	InFlight           report.Value
 	Requests, Errors   report.Value // of the last minute
 	Latency            *report.Sketch
+	Replication        *report.Replication // of a Redis
 
 	Ready    *bool    // whether the source takes traffic; nil: it does not say
 	Reason   string   // why it is not ready
@@ -80,4 +81,5 @@ func (m Reading) Fill(r *report.Report) {
 	r.CPU, r.Steal, r.Memory = m.CPU, m.Steal, m.Memory
 	r.Queue, r.QueueScope, r.InFlight = m.Queue, m.QueueScope, m.InFlight
 	r.Requests, r.Errors, r.Latency = m.Requests, m.Errors, m.Latency
+	r.Replication = m.Replication
 }

@@ -194,6 +194,9 @@ func (r *Runner) Collect() (Reading, []string) {
 			f.Probe = name
 			all.Facts = append(all.Facts, f)
 		}
+		if m.Replication != nil {
+			all.Replication = m.Replication // a service has one redis probe with a role
+		}
 		if m.Warm != nil && (all.Warm == nil || *all.Warm) {
 			warm := *m.Warm
 			all.Warm = &warm

@@ -19,6 +19,7 @@ import (
 
 	"flymesh/probes"
 	"flymesh/probes/redis"
+	"flymesh/probes/redis/redistest"
 )
 
 // live is a real n8n in queue mode: main, worker, Redis, SQLite.
@@ -132,7 +133,8 @@ func TestLive(t *testing.T) {
 	if dir == "" {
 		t.Skip("needs an installed n8n (7 minutes, 3 GB): make n8n-test")
 	}
-	addr, client, stopRedis := startRedis(t)
+	rs := redistest.Start(t)
+	addr, client := rs.Addr, rs.Client(t)
 	l := &live{t: t, dir: dir, home: t.TempDir(), redis: addr, main: "http://127.0.0.1:" + freePort(t), worker: "http://127.0.0.1:" + freePort(t)}
 	flows, err := filepath.Abs("testdata/workflows")
 	if err != nil {
@@ -251,7 +253,7 @@ func TestLive(t *testing.T) {
 	}
 
 	// Redis away for some seconds: n8n's main says 200 all the while.
-	stopRedis()
+	rs.Stop()
 	time.Sleep(time.Second)
 	own, _ := status(http.MethodGet, l.main+"/healthz/readiness", time.Second)
 	ownWorker, _ := status(http.MethodGet, l.worker+"/healthz/readiness", time.Second)
@@ -260,12 +262,7 @@ func TestLive(t *testing.T) {
 	if *mm.Ready || *mw.Ready || mm.Queue.OK {
 		t.Error("ready without Redis")
 	}
-	_, port, _ := net.SplitHostPort(addr)
-	again := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := again.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = again.Process.Kill(); _ = again.Wait() })
+	redistest.StartAt(t, addr)
 	back := time.Now()
 	for deadline := back.Add(30 * time.Second); !*look(t, main, 2*time.Second).Ready; time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,45 +14,11 @@ import (
 	"testing"
 	"time"
 
-	goredis "github.com/redis/go-redis/v9"
-
 	"flymesh/probes"
 	"flymesh/probes/redis"
+	"flymesh/probes/redis/redistest"
 	"flymesh/probes/report"
 )
-
-// startRedis runs a real redis-server.
-func startRedis(t *testing.T) (addr string, c *goredis.Client, stop func()) {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not on the PATH")
-		}
-		t.Skip("redis-server is not on the PATH (Debian: apt-get install redis-server)")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr = l.Addr().String()
-	_, port, _ := net.SplitHostPort(addr)
-	l.Close()
-	cmd := exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	t.Cleanup(stop)
-	c = goredis.NewClient(&goredis.Options{Addr: addr})
-	t.Cleanup(func() { _ = c.Close() })
-	for deadline := time.Now().Add(10 * time.Second); c.Ping(t.Context()).Err() != nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("redis-server does not answer")
-		}
-	}
-	return addr, c, stop
-}
 
 // recorded is a main or worker that answers what n8n 2.41.1 was recorded to.
 type recorded struct {
@@ -173,7 +137,8 @@ const (
 )
 
 func TestMainFromARecording(t *testing.T) {
-	addr, c, _ := startRedis(t)
+	s := redistest.Start(t)
+	addr, c := s.Addr, s.Client(t)
 	r, url := serve(t, "testdata/main.prom")
 	full := r.metrics
 	for i := range 39 {
@@ -227,7 +192,8 @@ func TestMainFromARecording(t *testing.T) {
 
 // Readiness says yes while webhooks do not work; the probe must not.
 func TestMainReadiness(t *testing.T) {
-	addr, c, stopRedis := startRedis(t)
+	s := redistest.Start(t)
+	addr, c := s.Addr, s.Client(t)
 	r, url := serve(t, "testdata/main.prom")
 	n := make1(t, Options{URL: url, Redis: redis.Server{Addr: addr}, Canary: "/webhook/ping"})
 	is := func(what string, ready bool, reason string) {
@@ -257,7 +223,7 @@ func TestMainReadiness(t *testing.T) {
 		t.Errorf("errors %v after three timeouts", m.Errors)
 	}
 	r.set(func(r *recorded) { r.hang = 0 })
-	stopRedis()
+	s.Stop()
 	is("Redis down, n8n says 200", false, "redis: ")
 	if m := probe(t, n); m.Queue.OK || len(m.Problems) == 0 {
 		t.Errorf("queue without Redis: %+v", m)
@@ -265,7 +231,8 @@ func TestMainReadiness(t *testing.T) {
 }
 
 func TestWorkerFromARecording(t *testing.T) {
-	addr, c, _ := startRedis(t)
+	s := redistest.Start(t)
+	addr, c := s.Addr, s.Client(t)
 	r, url := serve(t, "testdata/worker.prom")
 	n := make1(t, Options{Role: Worker, URL: url, Redis: redis.Server{Addr: addr}})
 	if n.Fields() != probes.Queue {
@@ -288,7 +255,7 @@ func TestWorkerFromARecording(t *testing.T) {
 
 // An n8n that is gone or has become something else is unknown, not idle.
 func TestGoneOrChanged(t *testing.T) {
-	addr, _, _ := startRedis(t)
+	addr := redistest.Start(t).Addr
 	n := make1(t, Options{URL: "http://127.0.0.1:1", Redis: redis.Server{Addr: addr}})
 	if m := probe(t, n); *m.Ready || m.Latency != nil || m.Requests.OK || len(m.Problems) == 0 || m.Queue != report.Of(0) {
 		t.Errorf("gone: %+v", m)

@@ -1,11 +1,9 @@
 package redis
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"flymesh/probes"
@@ -80,65 +78,4 @@ func pressure(info Info, last sample, now *sample, rateErr error) []probes.Fact 
 		rate("rejected_writes_per_second", last.refused, now.refused)
 	}
 	return facts
-}
-
-// replication tells the role, and on a replica the link to its primary, on a
-// primary the lag of the replica that is furthest behind. A replica without
-// its link is not ready: reason says since when.
-func replication(info Info) (facts []probes.Fact, reason string) {
-	role := info["role"]
-	if role == "" {
-		return nil, ""
-	}
-	if role == "slave" {
-		facts = append(facts, word("role", "replica"))
-		up := 0.0
-		if info["master_link_status"] == "up" {
-			up = 1
-		}
-		facts = append(facts, fact("primary_link_up", up))
-		if x, err := info.Number("master_last_io_seconds_ago"); err == nil && x >= 0 { // -1: the link is down
-			facts = append(facts, fact("primary_silent_seconds", x))
-		}
-		switch {
-		case up == 1:
-			return facts, ""
-		case info["master_sync_in_progress"] == "1":
-			return facts, "replica copies its primary"
-		}
-		reason = "replica has no link to its primary"
-		if s, err := info.Number("master_link_down_since_seconds"); err == nil && s >= 0 {
-			reason += fmt.Sprintf(" for %.0fs", s)
-			facts = append(facts, fact("primary_link_down_seconds", s))
-		}
-		return facts, reason
-	}
-	facts = append(facts, word("role", "primary"))
-	n, err := info.Number("connected_slaves")
-	if err != nil {
-		return facts, ""
-	}
-	facts = append(facts, fact("replicas_connected", n))
-	head, err := info.Number("master_repl_offset")
-	if err != nil || n == 0 {
-		return facts, ""
-	}
-	behind, silent, online := 0.0, 0.0, 0.0
-	for i := range int(n) {
-		s := info.sub("slave" + strconv.Itoa(i))
-		if s["state"] != "online" {
-			continue
-		}
-		online++
-		offset, err1 := strconv.ParseFloat(s["offset"], 64)
-		lag, err2 := strconv.ParseFloat(strings.TrimSpace(s["lag"]), 64)
-		if err1 == nil && err2 == nil {
-			behind, silent = max(behind, head-offset), max(silent, lag)
-		}
-	}
-	facts = append(facts, fact("replicas_online", online))
-	if online > 0 {
-		facts = append(facts, fact("replica_lag_bytes", behind), fact("replica_lag_seconds", silent))
-	}
-	return facts, ""
 }

@@ -3,13 +3,13 @@ package redis
 import (
 	"fmt"
 	"net"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"flymesh/probes"
+	"flymesh/probes/redis/redistest"
 )
 
 // look returns the facts of a reading by name: numbers and words.
@@ -25,22 +25,6 @@ func look(m probes.Reading) (numbers map[string]float64, words map[string]string
 	return numbers, words
 }
 
-// cli is one field of redis-cli INFO, the independent reading.
-func cli(t *testing.T, s *server, section, field string) string {
-	t.Helper()
-	host, port, _ := net.SplitHostPort(s.addr)
-	out, err := exec.Command("redis-cli", "-h", host, "-p", port, "INFO", section).Output()
-	if err != nil {
-		t.Fatalf("redis-cli: %v", err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), field+":"); ok {
-			return v
-		}
-	}
-	return ""
-}
-
 func number(t *testing.T, s string) float64 {
 	t.Helper()
 	x, err := strconv.ParseFloat(s, 64)
@@ -52,8 +36,8 @@ func number(t *testing.T, s string) float64 {
 
 // A full server: first it refuses writes, then, with a policy, it evicts.
 func TestServerAtItsLimit(t *testing.T) {
-	s := start(t, "--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
-	c, r := s.client(t), make1(t, Options{Server: Server{Addr: s.addr}})
+	s := redistest.Start(t, "--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
+	c, r := s.Client(t), make1(t, Options{Server: Server{Addr: s.Addr}})
 	probe(t, r)
 	begin := time.Now()
 	refused := 0
@@ -69,7 +53,7 @@ func TestServerAtItsLimit(t *testing.T) {
 	m := probe(t, r)
 	span := time.Since(begin).Seconds()
 	n, w := look(m)
-	used, limit := number(t, cli(t, s, "memory", "used_memory")), number(t, cli(t, s, "memory", "maxmemory"))
+	used, limit := number(t, s.Info(t, "memory", "used_memory")), number(t, s.Info(t, "memory", "maxmemory"))
 	t.Logf("noeviction: memory %.4f, redis-cli %.4f; rejected %.0f/s, client counted %d in %.2f s = %.0f/s",
 		m.Memory.X, used/limit, n["rejected_writes_per_second"], refused, span, float64(refused)/span)
 	if refused == 0 || m.Memory.X < 0.95 || m.Ready == nil || !*m.Ready {
@@ -86,7 +70,7 @@ func TestServerAtItsLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	probe(t, r)
-	before := number(t, cli(t, s, "stats", "evicted_keys"))
+	before := number(t, s.Info(t, "stats", "evicted_keys"))
 	begin = time.Now()
 	for i := range 4000 {
 		if err := c.Set(t.Context(), fmt.Sprintf("n%d", i), value, 0).Err(); err != nil {
@@ -96,7 +80,7 @@ func TestServerAtItsLimit(t *testing.T) {
 	m = probe(t, r)
 	span = time.Since(begin).Seconds()
 	n, w = look(m)
-	evicted := number(t, cli(t, s, "stats", "evicted_keys")) - before
+	evicted := number(t, s.Info(t, "stats", "evicted_keys")) - before
 	t.Logf("allkeys-lru: memory %.4f still; evicted %.0f/s, redis-cli %.0f in %.2f s = %.0f/s", m.Memory.X, n["evicted_keys_per_second"], evicted, span, evicted/span)
 	if got := n["evicted_keys_per_second"] * span; evicted == 0 || got < 0.8*evicted || got > 1.1*evicted {
 		t.Errorf("evicted %.0f, redis-cli says %.0f", got, evicted)
@@ -118,10 +102,10 @@ func TestServerAtItsLimit(t *testing.T) {
 
 // A replica with its link, then with the link cut.
 func TestReplicaWithACutLink(t *testing.T) {
-	primary := start(t, "--repl-diskless-sync-delay", "0")
-	host, port, _ := net.SplitHostPort(primary.addr)
-	replica := start(t, "--replicaof", host+" "+port, "--repl-timeout", "2")
-	p, r := make1(t, Options{Server: Server{Addr: primary.addr}}), make1(t, Options{Server: Server{Addr: replica.addr}})
+	primary := redistest.Start(t, "--repl-diskless-sync-delay", "0")
+	host, port, _ := net.SplitHostPort(primary.Addr)
+	replica := redistest.Start(t, "--replicaof", host+" "+port, "--repl-timeout", "2")
+	p, r := make1(t, Options{Server: Server{Addr: primary.Addr}}), make1(t, Options{Server: Server{Addr: replica.Addr}})
 	var m probes.Reading
 	poll := func(what string, ok func() bool) {
 		t.Helper()
@@ -133,21 +117,21 @@ func TestReplicaWithACutLink(t *testing.T) {
 	}
 	poll("link up", func() bool { m = probe(t, r); return m.Ready != nil && *m.Ready })
 	n, w := look(m)
-	t.Logf("replica: role %s, link %v; redis-cli role %s, link %s", w["role"], n["primary_link_up"], cli(t, replica, "replication", "role"), cli(t, replica, "replication", "master_link_status"))
+	t.Logf("replica: role %s, link %v; redis-cli role %s, link %s", w["role"], n["primary_link_up"], replica.Info(t, "replication", "role"), replica.Info(t, "replication", "master_link_status"))
 	if w["role"] != "replica" || n["primary_link_up"] != 1 {
 		t.Errorf("facts %v %v", n, w)
 	}
 	poll("the primary knows its replica", func() bool { m = probe(t, p); n, _ = look(m); return n["replicas_online"] == 1 })
 	_, w = look(m)
-	t.Logf("primary: role %s, replicas %v, lag %v bytes, %v s; redis-cli slave0 %s", w["role"], n["replicas_online"], n["replica_lag_bytes"], n["replica_lag_seconds"], cli(t, primary, "replication", "slave0"))
+	t.Logf("primary: role %s, replicas %v, lag %v bytes, %v s; redis-cli slave0 %s", w["role"], n["replicas_online"], n["replica_lag_bytes"], n["replica_lag_seconds"], primary.Info(t, "replication", "slave0"))
 	if w["role"] != "primary" || n["replicas_connected"] != 1 || n["replica_lag_bytes"] > 1<<20 {
 		t.Errorf("facts %v %v", n, w)
 	}
 
-	primary.stop()
+	primary.Stop()
 	poll("link down", func() bool { m = probe(t, r); return !*m.Ready })
 	n, _ = look(m)
-	t.Logf("cut: not ready, %q; redis-cli link %s", m.Reason, cli(t, replica, "replication", "master_link_status"))
+	t.Logf("cut: not ready, %q; redis-cli link %s", m.Reason, replica.Info(t, "replication", "master_link_status"))
 	if n["primary_link_up"] != 0 || !strings.HasPrefix(m.Reason, "replica has no link to its primary") {
 		t.Errorf("facts %v, reason %q", n, m.Reason)
 	}

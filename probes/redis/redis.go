@@ -93,7 +93,8 @@ func (r *Redis) read(info Info, m *probes.Reading) {
 		m.Problems = append(m.Problems, "memory: "+err.Error())
 	}
 	m.Facts = append(m.Facts, pressure(info, last, &now, rateErr)...)
-	link, reason := replication(info)
+	role, link, reason := replication(info)
+	m.Replication = role
 	m.Facts = append(m.Facts, link...)
 	if reason != "" {
 		no := false

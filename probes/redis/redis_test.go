@@ -6,68 +6,15 @@ import (
 	"math"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"flymesh/probes"
+	"flymesh/probes/redis/redistest"
 	"flymesh/probes/report"
 )
-
-// server is a real redis-server of one test.
-type server struct {
-	addr string
-	cmd  *exec.Cmd
-}
-
-// start runs redis-server on a free port and waits until it listens.
-func start(t *testing.T, args ...string) *server {
-	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not on the PATH")
-		}
-		t.Skip("redis-server is not on the PATH (Debian: apt-get install redis-server)")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &server{addr: l.Addr().String()}
-	_, port, _ := net.SplitHostPort(s.addr)
-	l.Close()
-	s.cmd = exec.Command(path, append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, args...)...)
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.stop)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		c, err := net.Dial("tcp", s.addr)
-		if err == nil {
-			c.Close()
-			return s
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("redis-server does not listen: %v", err)
-		}
-	}
-}
-
-func (s *server) stop() {
-	_ = s.cmd.Process.Kill()
-	_ = s.cmd.Wait()
-}
-
-func (s *server) client(t *testing.T) *redis.Client {
-	c := redis.NewClient(&redis.Options{Addr: s.addr})
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
 
 func make1(t *testing.T, o Options) *Redis {
 	t.Helper()
@@ -103,14 +50,14 @@ func procCPU(t *testing.T, pid int) float64 {
 }
 
 func TestCPUAndMemoryOfARealServer(t *testing.T) {
-	s := start(t, "--maxmemory", "40mb")
-	r := make1(t, Options{Server: Server{Addr: s.addr}})
+	s := redistest.Start(t, "--maxmemory", "40mb")
+	r := make1(t, Options{Server: Server{Addr: s.Addr}})
 	m := probe(t, r)
 	if m.CPU.OK || len(m.Problems) != 1 || m.Ready == nil || !*m.Ready {
 		t.Errorf("first sample: %+v", m)
 	}
-	before, begin := procCPU(t, s.cmd.Process.Pid), time.Now()
-	c := s.client(t)
+	before, begin := procCPU(t, s.PID), time.Now()
+	c := s.Client(t)
 	if err := c.Set(t.Context(), "big", strings.Repeat("x", 8<<20), 0).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +67,7 @@ func TestCPUAndMemoryOfARealServer(t *testing.T) {
 		}
 	}
 	m = probe(t, r)
-	want := (procCPU(t, s.cmd.Process.Pid) - before) / time.Since(begin).Seconds()
+	want := (procCPU(t, s.PID) - before) / time.Since(begin).Seconds()
 	t.Logf("cpu %.3f, by /proc %.3f; memory %.3f", m.CPU.X, want, m.Memory.X)
 	if !m.CPU.OK || math.Abs(m.CPU.X-want) > 0.05 || want < 0.05 {
 		t.Errorf("CPU = %+v, want %.3f", m.CPU, want)
@@ -141,28 +88,28 @@ func TestCPUAndMemoryOfARealServer(t *testing.T) {
 	}
 
 	// Another process at the same address has no rate yet.
-	other := start(t)
-	r.options.Server.Addr = other.addr
+	other := redistest.Start(t)
+	r.options.Server.Addr = other.Addr
 	if m = probe(t, r); m.CPU.OK || len(m.Problems) != 1 || !strings.Contains(m.Problems[0], "restarted") {
 		t.Errorf("after a restart: %+v", m)
 	}
-	other.stop()
+	other.Stop()
 	if m, err := r.Probe(t.Context()); err == nil {
 		t.Errorf("a stopped server gave %+v", m)
 	}
 }
 
 func TestPasswordIsNeeded(t *testing.T) {
-	s := start(t, "--requirepass", "secret")
-	m := probe(t, make1(t, Options{Server: Server{Addr: s.addr}}))
+	s := redistest.Start(t, "--requirepass", "secret")
+	m := probe(t, make1(t, Options{Server: Server{Addr: s.Addr}}))
 	if m.Ready == nil || *m.Ready || !strings.HasPrefix(m.Reason, "NOAUTH") || m.Memory.OK || len(m.Problems) != 1 {
 		t.Errorf("without the password: %+v", m)
 	}
-	m = probe(t, make1(t, Options{Server: Server{Addr: s.addr, Password: "wrong"}}))
+	m = probe(t, make1(t, Options{Server: Server{Addr: s.Addr, Password: "wrong"}}))
 	if m.Ready == nil || *m.Ready || !strings.HasPrefix(m.Reason, "WRONGPASS") || m.Memory.OK {
 		t.Errorf("with a wrong password: %+v", m)
 	}
-	m = probe(t, make1(t, Options{Server: Server{Addr: s.addr, Password: "secret"}}))
+	m = probe(t, make1(t, Options{Server: Server{Addr: s.Addr, Password: "secret"}}))
 	if m.Ready == nil || !*m.Ready || !m.Memory.OK {
 		t.Errorf("with the password: %+v", m)
 	}

@@ -27,6 +27,10 @@ const (
 	flagBusy = 1 << iota
 	flagLeaving
 	flagQueueService
+	flagReplication
+	flagReplica
+	flagLinked
+	flagEnd // above all that are known
 )
 
 // Encode returns the report in at most MaxSize bytes: a too large latency
@@ -62,6 +66,15 @@ func (r Report) Encode() ([]byte, error) {
 	if r.QueueScope == QueueService {
 		flags |= flagQueueService
 	}
+	if c := r.Replication; c != nil {
+		flags |= flagReplication
+		if c.Replica {
+			flags |= flagReplica
+		}
+		if c.Linked {
+			flags |= flagLinked
+		}
+	}
 
 	b := make([]byte, 0, MaxSize)
 	b = append(b, wireVersion, present, flags, byte(r.Readiness))
@@ -76,6 +89,9 @@ func (r Report) Encode() ([]byte, error) {
 		if present&(1<<i) != 0 {
 			b = binary.LittleEndian.AppendUint64(b, math.Float64bits(v.X))
 		}
+	}
+	if c := r.Replication; c != nil {
+		b = c.append(b)
 	}
 	if r.Latency == nil {
 		return b, nil
@@ -115,7 +131,7 @@ func decode(b []byte) (Report, error) {
 	}
 	present, flags, ready := b[1], b[2], Readiness(b[3])
 	b = b[4:]
-	if flags >= flagQueueService<<1 || ready > Draining {
+	if flags >= flagEnd || flags&flagReplication == 0 && flags&(flagReplica|flagLinked) != 0 || ready > Draining {
 		return Report{}, errRange
 	}
 	r := Report{Readiness: ready, Busy: flags&flagBusy != 0, Leaving: flags&flagLeaving != 0}
@@ -159,6 +175,14 @@ func decode(b []byte) (Report, error) {
 		}
 		*v, b = Of(x), b[8:]
 	}
+	if flags&flagReplication != 0 {
+		c := &Replication{Replica: flags&flagReplica != 0, Linked: flags&flagLinked != 0}
+		var err error
+		if b, err = c.read(b); err != nil {
+			return Report{}, err
+		}
+		r.Replication = c
+	}
 	if present&hasLatency == 0 {
 		if len(b) > 0 {
 			return Report{}, fmt.Errorf("%d bytes after the end", len(b))
@@ -177,6 +201,49 @@ func decode(b []byte) (Report, error) {
 	}
 	r.Latency = s
 	return r, nil
+}
+
+// unknownLag stands for a lag that is absent.
+const unknownLag = math.MaxUint64
+
+// append writes what the flags do not hold.
+func (c *Replication) append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, c.History)
+	b = binary.AppendUvarint(b, c.Offset)
+	for _, v := range []Value{c.LagBytes, c.LagSeconds} {
+		x := uint64(unknownLag)
+		if v.OK && v.X >= 0 && v.X < math.MaxInt64 {
+			x = uint64(v.X)
+		}
+		b = binary.AppendUvarint(b, x)
+	}
+	return b
+}
+
+// read is the reverse of append; it returns what follows.
+func (c *Replication) read(b []byte) ([]byte, error) {
+	if len(b) < 4 {
+		return nil, errShort
+	}
+	c.History, b = binary.LittleEndian.Uint32(b), b[4:]
+	var lags [2]uint64
+	for _, n := range []*uint64{&c.Offset, &lags[0], &lags[1]} {
+		x, size := binary.Uvarint(b)
+		if size <= 0 {
+			return nil, errShort
+		}
+		*n, b = x, b[size:]
+	}
+	for i, v := range []*Value{&c.LagBytes, &c.LagSeconds} {
+		switch {
+		case lags[i] == unknownLag:
+		case lags[i] > math.MaxInt64:
+			return nil, errRange
+		default:
+			*v = Of(float64(lags[i]))
+		}
+	}
+	return b, nil
 }
 
 // values lists the measurements in the order of their presence bits.

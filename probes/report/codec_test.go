@@ -22,6 +22,7 @@ func full() Report {
 		CPU:    Of(0.83), Steal: Of(0.02), Memory: Of(0.4), Queue: Of(12), QueueScope: QueueService,
 		InFlight: Of(3), Requests: Of(2000), Errors: Of(0), Latency: s,
 		Readiness: Ready, Reason: "probe redis: slow", Busy: true, Leaving: true,
+		Replication: &Replication{Replica: true, Linked: true, History: 1 << 31, Offset: 1 << 50, LagBytes: Of(1 << 40), LagSeconds: Of(86400)},
 	}
 }
 
@@ -48,6 +49,12 @@ func TestRoundTrip(t *testing.T) {
 		}
 		if rapid.Bool().Draw(t, "latency") {
 			r.Latency = sketches().Draw(t, "sketch")
+		}
+		if rapid.Bool().Draw(t, "redis") {
+			r.Replication = &Replication{
+				Replica: rapid.Bool().Draw(t, "replica"), Linked: rapid.Bool().Draw(t, "linked"),
+				History: rapid.Uint32().Draw(t, "history"), Offset: rapid.Uint64().Draw(t, "offset"), LagBytes: Of(float64(rapid.Uint32().Draw(t, "lag"))),
+			}
 		}
 		b, err := r.Encode()
 		if err != nil {

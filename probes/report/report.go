@@ -100,8 +100,21 @@ type Report struct {
 	Errors   Value   // of these, 5xx and timeouts
 	Latency  *Sketch // durations of the last minute's requests, seconds; nil: unknown
 
+	Replication *Replication // of the Redis on this machine; nil: there is none, or it does not say
+
 	Readiness Readiness
 	Reason    string // why it is not ready, or which probe fails; short
 	Busy      bool   // runs a job or holds a lock: not to be stopped
 	Leaving   bool   // the last report before an orderly end
+}
+
+// Replication is where one Redis stands in its history of writes.
+type Replication struct {
+	Replica bool   `json:"replica"` // a copy that takes no writes; false: a primary
+	Linked  bool   `json:"linked"`  // replica: it hears its primary; primary: a replica hears it
+	History uint32 `json:"history"` // first half of the replication ID: the same on two means that one copies the other
+	Offset  uint64 `json:"offset"`  // bytes of that history it has
+
+	LagBytes   Value `json:"lag_bytes"`   // primary: of the linked replica that is furthest behind
+	LagSeconds Value `json:"lag_seconds"` // since the two heard each other
 }
