@@ -201,7 +201,7 @@ func (l *Leader) gather(t Term) decide.Input {
 		for _, s := range l.Services {
 			name := s.Policy.Name
 			mem := st.Service(name)
-			in.Services[name] = remembered(mem)
+			in.Services[name] = Remembered(mem)
 			in.Facts[name] = l.facts(s, mem, now)
 			in.History[name] = w.Series(name)
 			for _, m := range l.machines(s) {
@@ -217,7 +217,8 @@ func (l *Leader) gather(t Term) decide.Input {
 	return in
 }
 
-func remembered(s state.Service) decide.ServiceState {
+// Remembered is what the policy needs of what the replicated state keeps.
+func Remembered(s state.Service) decide.ServiceState {
 	d := decide.ServiceState{
 		Mode: decide.Mode(s.Mode), PausedUntil: s.PausedUntil, PauseReason: s.PauseReason,
 		CooldownUntil: s.CooldownUntil,

@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"regexp"
@@ -28,6 +29,7 @@ import (
 	"flymesh/cmd/agentctl/demo"
 	"flymesh/cmd/agentctl/demoapp"
 	"flymesh/cmd/agentctl/emulator"
+	"flymesh/cmd/agentctl/simulate"
 )
 
 // version is set at build time.
@@ -60,6 +62,7 @@ type cli struct {
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`
 	Emulator emulatorCmd `cmd:"" help:"run the Machines API with real processes as machines"`
+	Simulate simulateCmd `cmd:"" help:"replay a history on the policy of a mesh.toml"`
 	Bench    benchCmd    `cmd:"" help:"measure on this computer what an agent costs and how fast the mesh is"`
 	DemoApp  demoAppCmd  `cmd:"" name:"demo-app" hidden:"" help:"run one of the demo's apps"`
 }
@@ -154,14 +157,16 @@ func fail(stderr io.Writer, err error) int {
 // explain says in words what it means that the agent cannot be asked.
 func (s *session) explain(err error) error {
 	const or = "--socket or FLYMESH_SOCKET names another"
+	var dial *net.OpError // a file that is not there is no agent that is not there
+	asked := errors.As(err, &dial)
 	switch {
 	case errors.Is(err, context.Canceled) && s.ctx.Err() != nil:
 		return errors.New("interrupted")
-	case errors.Is(err, fs.ErrNotExist):
+	case asked && errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("no agent runs here: there is no socket %s; %s", s.socket, or)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no agent runs here: nobody answers at socket %s; %s", s.socket, or)
-	case errors.Is(err, fs.ErrPermission):
+	case asked && errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("socket %s may not be used by this user: it is the agent's own user's and root's; %s", s.socket, or)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the agent at socket %s does not answer in time", s.socket)
@@ -236,6 +241,11 @@ type emulatorCmd struct{ emulator.Options }
 
 // Run runs the emulator until interrupted.
 func (c *emulatorCmd) Run(s *session) error { return emulator.Run(s.ctx, c.Options, s.out, s.err) }
+
+type simulateCmd struct{ simulate.Options }
+
+// Run replays a trace; it asks no agent.
+func (c *simulateCmd) Run(s *session) error { return simulate.Run(c.Options, os.Stdin, s.out) }
 
 type demoAppCmd struct{ demoapp.Options }
 
