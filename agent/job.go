@@ -50,7 +50,7 @@ func (k *lockKeeper) startJob(ctx context.Context, j config.Job, r leader.JobSta
 	if err := k.keep(s); err != nil {
 		return err
 	}
-	k.sessions[r.Run] = s
+	k.begin(s)
 	k.work.Go(func() { k.runJob(work, j, r, s) })
 	return nil
 }
@@ -71,7 +71,7 @@ func (k *lockKeeper) runJob(ctx context.Context, j config.Job, r leader.JobStart
 	sent, ok := k.tellRun(ctx, leader.LockRequest{Verb: leader.JobBegin, ID: rand.Text(), Lock: s.Lock, Token: s.Token}, time.Now().Add(leader.LockLease-leader.LockGrace))
 	k.mu.Lock()
 	if ok = ok && !s.ended; ok {
-		s.deadline = sent.Add(leader.LockLease)
+		s.deadline = leaseEnd(sent, leader.LockLease)
 	} else {
 		s.ended = true // the next look gives it back
 	}

@@ -52,7 +52,8 @@ type lockKeeper struct {
 	dir    string
 	log    *slog.Logger
 
-	work sync.WaitGroup // runs of jobs
+	work  sync.WaitGroup // runs of jobs
+	begun chan struct{}  // there may be a session to watch
 
 	mu       sync.Mutex // guards all below
 	sessions map[string]*session
@@ -62,7 +63,7 @@ type lockKeeper struct {
 // openLocks reads what an earlier life of the agent left, and ends work that
 // nobody keeps.
 func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(context.Context, leader.LockRequest) (leader.LockAnswer, error)) (*lockKeeper, error) {
-	k := &lockKeeper{ask: ask, self: self, socket: socket, dir: socket + ".locks", log: log, sessions: map[string]*session{}}
+	k := &lockKeeper{ask: ask, self: self, socket: socket, dir: socket + ".locks", log: log, begun: make(chan struct{}, 1), sessions: map[string]*session{}}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open locks: %w", err)
 	}
@@ -82,7 +83,7 @@ func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(cont
 			continue
 		}
 		s.since, s.deadline = time.Now(), time.Now().Add(leader.LockLease)
-		k.sessions[s.Session] = s
+		k.begin(s)
 		known[s.Token] = true
 	}
 	for token, pids := range marked(socket) {
@@ -94,11 +95,35 @@ func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(cont
 	return k, nil
 }
 
-// run ends what has outlived its lease or its owner, until ctx ends.
+// begin watches over a session from now on. The caller holds mu.
+func (k *lockKeeper) begin(s *session) {
+	k.sessions[s.Session] = s
+	select {
+	case k.begun <- struct{}{}:
+	default:
+	}
+}
+
+// run ends what has outlived its lease or its owner, until ctx ends. It sleeps
+// while there is no session.
 func (k *lockKeeper) run(ctx context.Context) error {
 	defer k.endJobs()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.begun:
+			k.guard(ctx)
+		}
+	}
+}
+
+// guard is run while there are sessions.
+func (k *lockKeeper) guard(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	// While a machine is suspended its monotonic clock stands still: leases are
 	// shorter than they look afterwards.
 	wg.Go(func() {
@@ -113,12 +138,16 @@ func (k *lockKeeper) run(ctx context.Context) error {
 	t := time.NewTicker(sessionTick)
 	defer t.Stop()
 	for {
-		for _, s := range k.due() {
+		over, left := k.due()
+		for _, s := range over {
 			k.finish(ctx, s)
+		}
+		if left == 0 {
+			return
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-t.C:
 		}
 	}
@@ -137,8 +166,8 @@ func (k *lockKeeper) endJobs() {
 	k.work.Wait()
 }
 
-// due lists the sessions that are over.
-func (k *lockKeeper) due() (over []session) {
+// due lists the sessions that are over, and says how many there are.
+func (k *lockKeeper) due() (over []session, all int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
@@ -152,7 +181,7 @@ func (k *lockKeeper) due() (over []session) {
 			over = append(over, *s)
 		}
 	}
-	return over
+	return over, len(k.sessions)
 }
 
 // finish ends the work of a session, and tells the leader when nothing runs.
@@ -274,7 +303,7 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 			k.mu.Unlock()
 			return api.Lease{}, err
 		}
-		k.sessions[r.Session] = s
+		k.begin(s)
 	}
 	ended := s.ended || s.Lock != r.Lock
 	k.mu.Unlock()
@@ -303,7 +332,7 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 		s.ended, s.Token = true, a.Token
 		return api.Lease{Lock: r.Lock, Why: "the grant came too late"}, nil
 	}
-	s.Token, s.deadline = a.Token, sent.Add(a.Lease)
+	s.Token, s.deadline = a.Token, leaseEnd(sent, a.Lease)
 	if err := k.keep(s); err != nil {
 		s.ended = true
 		return api.Lease{}, err
@@ -311,6 +340,15 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 	l := api.LeaseOf(r.Lock, a)
 	l.Socket = k.socket
 	return l, nil
+}
+
+// leaseEnd is when a lease ends that was asked for at sent. A machine that was
+// suspended meanwhile has a monotonic clock that stood still: the wall clock
+// shows it.
+func leaseEnd(sent time.Time, lease time.Duration) time.Time {
+	now := time.Now()
+	asleep := now.Round(0).Sub(sent.Round(0)) - now.Sub(sent)
+	return sent.Add(lease - max(0, asleep))
 }
 
 // renew lengthens the lease of a program of this machine, or checks it.
@@ -335,7 +373,7 @@ func (k *lockKeeper) renew(ctx context.Context, r api.TokenRequest, verb leader.
 	if s.ended {
 		return api.Lease{Lock: r.Lock, Why: a.Why}, nil
 	}
-	s.deadline = sent.Add(a.Lease)
+	s.deadline = leaseEnd(sent, a.Lease)
 	return api.LeaseOf(r.Lock, a), nil
 }
 
