@@ -240,7 +240,7 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 		for range 12 {
 			time.Sleep(time.Duration(r.IntN(20_000)) * time.Millisecond)
 			m := s.machines[r.IntN(len(s.machines))]
-			switch r.IntN(11) {
+			switch r.IntN(13) {
 			case 0, 1:
 				m.kill()
 			case 2:
@@ -278,6 +278,12 @@ func chaos(t *testing.T, seed uint64) (acts, ops, epochs int) {
 			case 10:
 				if m.arb != nil {
 					m.arb.SetDown(r.IntN(2) == 0)
+				}
+			case 11, 12: // looks to some like the end of its process
+				for _, a := range addrs {
+					if a != m.addr && r.IntN(3) > 0 {
+						s.net.Reject(m.addr, a)
+					}
 				}
 			}
 			for _, m := range s.machines {

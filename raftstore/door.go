@@ -98,7 +98,7 @@ func (s *Store) open(c net.Conn) (request, error) {
 		return request{}, err
 	}
 	if no != accepted {
-		return request{}, fmt.Errorf("refused: %s", no)
+		return request{}, no
 	}
 	c.SetDeadline(time.Time{})
 	return r, nil
@@ -255,7 +255,7 @@ func (s *Store) greet(c net.Conn, r request) error {
 		if in := s.member(); in != nil && a.epoch > in.epoch {
 			s.suspect(in, a.epoch, "a machine that was called knows a newer epoch")
 		}
-		return fmt.Errorf("refused: %s", a.refusal)
+		return a.refusal
 	}
 	c.SetDeadline(time.Time{})
 	return nil

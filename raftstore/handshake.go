@@ -101,6 +101,9 @@ func readRequest(r io.Reader) (request, error) {
 // refusal is why a listener does not talk. The set is closed: it labels a metric.
 type refusal string
 
+// Error implements error for the dialler.
+func (r refusal) Error() string { return "refused: " + string(r) }
+
 const (
 	accepted     refusal = ""
 	badRequest   refusal = "malformed"

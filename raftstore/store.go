@@ -280,6 +280,7 @@ func (s *Store) start(in *instance, bootstrap bool) (*instance, error) {
 	s.mu.Unlock()
 	s.know(in.epoch, in.cluster)
 	s.goDo(func() { s.follow(in) })
+	s.goDo(func() { s.guardLeader(in) })
 	return in, nil
 }
 

@@ -46,8 +46,9 @@ type stream struct {
 	addr raft.ServerAddress
 	dial func(ctx context.Context, hostport, server string) (net.Conn, error)
 
-	in   chan net.Conn
-	done chan struct{}
+	in    chan net.Conn
+	ended chan string // remote server IDs of delivered connections that ended; some may be missing
+	done  chan struct{}
 
 	mu    sync.Mutex
 	conns map[*trackedConn]string // remote server ID; nil after Close
@@ -56,12 +57,15 @@ type stream struct {
 var _ raft.StreamLayer = (*stream)(nil)
 
 func newStream(addr raft.ServerAddress, dial func(context.Context, string, string) (net.Conn, error)) *stream {
-	return &stream{addr: addr, dial: dial, in: make(chan net.Conn), done: make(chan struct{}), conns: map[*trackedConn]string{}}
+	return &stream{
+		addr: addr, dial: dial, in: make(chan net.Conn), ended: make(chan string, 16), done: make(chan struct{}),
+		conns: map[*trackedConn]string{},
+	}
 }
 
 // deliver passes an accepted connection to raft and reports whether it took it.
 func (s *stream) deliver(c net.Conn, from string) bool {
-	t, ok := s.track(c, from)
+	t, ok := s.track(c, from, true)
 	if !ok {
 		return false
 	}
@@ -106,7 +110,7 @@ func (s *stream) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	t, ok := s.track(c, server)
+	t, ok := s.track(c, server, false)
 	if !ok {
 		return nil, net.ErrClosed
 	}
@@ -143,8 +147,8 @@ func (s *stream) recycle(server string) {
 	}
 }
 
-func (s *stream) track(c net.Conn, server string) (net.Conn, bool) {
-	t := &trackedConn{Conn: c, s: s}
+func (s *stream) track(c net.Conn, server string, delivered bool) (*trackedConn, bool) {
+	t := &trackedConn{Conn: c, s: s, delivered: delivered}
 	s.mu.Lock()
 	ok := s.conns != nil
 	if ok {
@@ -159,14 +163,22 @@ func (s *stream) track(c net.Conn, server string) (net.Conn, bool) {
 
 type trackedConn struct {
 	net.Conn
-	s *stream
+	s         *stream
+	delivered bool // the remote server opened it
 }
 
-// Close implements net.Conn.
+// Close implements net.Conn. Raft closes what was delivered when it ends.
 func (c *trackedConn) Close() error {
 	c.s.mu.Lock()
+	server, open := c.s.conns[c]
 	delete(c.s.conns, c)
 	c.s.mu.Unlock()
+	if open && c.delivered {
+		select {
+		case c.s.ended <- server:
+		default:
+		}
+	}
 	return c.Conn.Close()
 }
 

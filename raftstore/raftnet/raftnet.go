@@ -1,15 +1,16 @@
 // Package raftnet is an in-memory network for tests of raftstore, made for
 // testing/synctest bubbles: hosts, connections, cut links, hosts that go down.
 // A cut link is a black hole: what is written waits, as in TCP's
-// retransmission, until the link heals, the deadline passes or a side closes.
+// retransmission, until the link heals, the deadline passes or a side closes. A
+// rejected link answers: its connections break and new ones are refused.
 package raftnet
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -20,12 +21,13 @@ type Net struct {
 	mu      sync.Mutex
 	hosts   map[string]*Host
 	cut     map[[2]string]bool // from, to
+	reject  map[[2]string]bool // both ways
 	changed chan struct{}      // closed at each change
 }
 
 // New returns a network whose every message takes the latency.
 func New(latency time.Duration) *Net {
-	return &Net{latency: latency, hosts: map[string]*Host{}, cut: map[[2]string]bool{}, changed: make(chan struct{})}
+	return &Net{latency: latency, hosts: map[string]*Host{}, cut: map[[2]string]bool{}, reject: map[[2]string]bool{}, changed: make(chan struct{})}
 }
 
 // Host listens at an address and dials from it.
@@ -65,11 +67,23 @@ func (n *Net) Isolate(addr string, others ...string) {
 	}
 }
 
+// Reject breaks the connections between two addresses and refuses new ones,
+// as a firewall that resets does, or a host whose process has ended.
+func (n *Net) Reject(a, b string) {
+	n.mu.Lock()
+	n.reject[[2]string{a, b}], n.reject[[2]string{b, a}] = true, true
+	ha, hb := n.hosts[a], n.hosts[b]
+	n.mu.Unlock()
+	ha.hangUp(b)
+	hb.hangUp(a)
+}
+
 // HealAll lets all traffic flow.
 func (n *Net) HealAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	clear(n.reject)
 	n.change()
 }
 
@@ -77,7 +91,7 @@ func (n *Net) HealAll() {
 func (n *Net) Open(a, b string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return !n.cut[[2]string{a, b}] && !n.cut[[2]string{b, a}]
+	return !n.cut[[2]string{a, b}] && !n.cut[[2]string{b, a}] && !n.reject[[2]string{a, b}]
 }
 
 func (n *Net) set(from, to string, cut bool) {
@@ -154,16 +168,19 @@ func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	h.net.mu.Lock()
 	to := h.net.hosts[addr]
+	if h.net.reject[[2]string{h.addr, addr}] {
+		to = nil
+	}
 	h.net.mu.Unlock()
 	if to == nil {
-		return nil, errors.New("connection refused")
+		return nil, syscall.ECONNREFUSED
 	}
 	a, b := net.Pipe()
 	mine, theirs := h.wrap(a, addr), to.wrap(b, h.addr)
 	if mine == nil || theirs == nil {
 		a.Close()
 		b.Close()
-		return nil, errors.New("connection refused")
+		return nil, syscall.ECONNREFUSED
 	}
 	select {
 	case to.in <- theirs:
@@ -174,7 +191,25 @@ func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	mine.Close()
 	theirs.Close()
-	return nil, errors.New("connection refused")
+	return nil, syscall.ECONNREFUSED
+}
+
+// hangUp breaks the connections with one address.
+func (h *Host) hangUp(remote string) {
+	if h == nil {
+		return
+	}
+	var l []*conn
+	h.mu.Lock()
+	for c := range h.conns {
+		if c.remote == remote {
+			l = append(l, c)
+		}
+	}
+	h.mu.Unlock()
+	for _, c := range l {
+		c.Close()
+	}
 }
 
 func (h *Host) wrap(c net.Conn, remote string) *conn {
