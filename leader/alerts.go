@@ -107,6 +107,10 @@ func (l *Leader) alertFacts(in decide.Input, verdicts []decide.Verdict, st *stat
 			set(alert.QuorumRule, "", alive <= all/2+1, "%d of %d voters are alive: one more lost, and nobody can lead", alive, all)
 		}
 	}
+	if k, err := l.lockKeeper(); err == nil {
+		stuck := k.stuck(st)
+		set(alert.FenceRule, "", stuck != "", "%s", stuck)
+	}
 	if by := l.configs(in); len(by) > 0 {
 		set(alert.ConfigRule, "", len(by) > 1, "machines run with %d different mesh.toml: %s", len(by), strings.Join(by, ", "))
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flymesh/leader"
+	"flymesh/leader/alert"
 	"flymesh/leader/flyapi/flytest"
 	"flymesh/raftstore/state"
 )
@@ -73,6 +74,9 @@ func TestSilentHolderIsFencedByThePlatform(t *testing.T) {
 		if n := s.events("fence_blocked"); n != 1 {
 			t.Errorf("%d events fence_blocked, want 1\n%s", n, s.story())
 		}
+		if a := s.raft.state().Alerts[alert.FenceRule]; a.Phase != state.Firing || !strings.Contains(a.Text, "lock migrate") || !strings.Contains(a.Text, "cannot be stopped") {
+			t.Errorf("the alert is %+v\n%s", a, s.story())
+		}
 		s.api.ClearFaults()
 		s.await("the fenced lock", 2*time.Minute, func() bool {
 			ok := s.want(m, "second", "migrate", state.Fenced).OK
@@ -81,6 +85,9 @@ func TestSilentHolderIsFencedByThePlatform(t *testing.T) {
 			}
 			return ok
 		})
+		s.await("the end of the alert", time.Minute, func() bool { return s.raft.state().Alerts[alert.FenceRule].Phase == state.Resolved })
+	}, func(s *stand) {
+		s.tweak = func(o *leader.Options) { o.Alerting = leader.Alerting{Mesh: "m", Rules: alert.OfMesh()} }
 	})
 }
 

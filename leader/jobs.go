@@ -15,10 +15,6 @@ import (
 	"flymesh/raftstore/state"
 )
 
-// MetaJob begins the metadata key that keeps a job's newest tick on machines,
-// for a leader that has lost all state.
-const MetaJob = "flymesh_job_"
-
 const (
 	jobTick  = time.Second
 	tellWait = 4 * time.Second
@@ -63,17 +59,19 @@ type JobView struct {
 type jobs struct {
 	*locks
 	mirrored map[string]bool      // by token: its tick is in the metadata
+	noted    map[string]time.Time // by job: the end of the pause that is in the metadata
 	told     map[string]time.Time // by token
 }
 
 // keepJobs claims ticks and has them run until the term ends.
 func (k *locks) keepJobs(ctx context.Context) {
-	j := &jobs{locks: k, mirrored: map[string]bool{}, told: map[string]time.Time{}}
+	j := &jobs{locks: k, mirrored: map[string]bool{}, noted: map[string]time.Time{}, told: map[string]time.Time{}}
 	tick := time.NewTicker(jobTick)
 	defer tick.Stop()
 	for ; ctx.Err() == nil; k.await(ctx, tick.C) {
 		for _, job := range k.l.Jobs {
 			st := k.l.Store.State()
+			j.notePause(ctx, job, st.Job(job.Name))
 			if r := st.Job(job.Name).Running; r != nil {
 				if r.State == state.RunClaimed {
 					j.start(ctx, job, *r)
@@ -108,7 +106,7 @@ func (j *jobs) due(ctx context.Context, st *state.State, job Job) {
 	now := time.Now().UTC()
 	mem := st.Job(job.Name)
 	if mem.Last.IsZero() {
-		j.first(ctx, job, now)
+		j.first(ctx, job, mem, now)
 		return
 	}
 	tick, err := newestTick(job.Cron, now)
@@ -120,7 +118,11 @@ func (j *jobs) due(ctx context.Context, st *state.State, job Job) {
 	case mem.PausedUntil.After(now):
 		j.skip(ctx, job, tick, fmt.Sprintf("paused by %s until %s: %s", mem.PausedBy, mem.PausedUntil.Format(time.RFC3339), cmp.Or(mem.PauseReason, "no reason given")))
 	case now.Sub(tick) > job.Misfire:
-		j.skip(ctx, job, tick, fmt.Sprintf("missed by more than %s: %s", job.Misfire, cmp.Or(j.waiting(job.Name, ""), waits, "nobody led the mesh")))
+		why := cmp.Or(j.waiting(job.Name, ""), waits)
+		if j.began.After(tick.Add(job.Misfire)) {
+			why = "no leader could run it in time"
+		}
+		j.skip(ctx, job, tick, fmt.Sprintf("missed by more than %s: %s", job.Misfire, why))
 	case waits != "":
 		j.waiting(job.Name, waits)
 	default:
@@ -194,39 +196,14 @@ func (j *jobs) skip(ctx context.Context, job Job, tick time.Time, why string) {
 	delete(j.waits, job.Name)
 	j.mu.Unlock()
 	j.l.log.Warn("tick skipped", "job", job.Name, "tick", tick.Format(time.RFC3339), "reason", why)
-	j.mirror(ctx, job, tick) // if it cannot be written, its age skips it again
+	j.write(ctx, job, metaJob(job.Name), tick.UTC().Format(time.RFC3339)) // if it cannot be written, its age skips it again
 }
-
-// first says from when ticks count in a state that knows nothing of the job:
-// from what the machines' metadata remembers, else from now.
-func (j *jobs) first(ctx context.Context, job Job, now time.Time) {
-	last := time.Time{}
-	for _, s := range j.l.Services {
-		n, _ := j.l.listed.of(s.App)
-		if n.err != nil || n.began.Before(j.began) {
-			return // what is not known could be a tick that ran
-		}
-		for _, m := range n.machines {
-			if t, err := time.Parse(time.RFC3339, m.Metadata[metaJob(job.Name)]); err == nil && t.After(last) {
-				last = t.UTC()
-			}
-		}
-	}
-	if last.IsZero() {
-		last = now.Truncate(time.Second)
-	}
-	if _, err := j.l.propose(ctx, j.term, state.Command{Skip: &state.Skip{Job: job.Name, Tick: last, Silent: true}}); err != nil && !errors.Is(err, state.ErrRejected) {
-		j.l.log.Warn("set first tick failed", "job", job.Name, "error", err)
-	}
-}
-
-func metaJob(job string) string { return MetaJob + strings.ToLower(job) }
 
 // start has the machine of a claimed run begin it. The tick is in the metadata
 // before, so that it is not run again even if all state is lost now.
 func (j *jobs) start(ctx context.Context, job Job, r state.Run) {
 	if !r.Tick.IsZero() && !j.mirrored[r.Token] {
-		if !j.mirror(ctx, job, r.Tick) {
+		if !j.write(ctx, job, metaJob(job.Name), r.Tick.UTC().Format(time.RFC3339)) {
 			j.waiting(job.Name, "its tick cannot be written to the metadata of a machine")
 			return
 		}
@@ -245,32 +222,6 @@ func (j *jobs) start(ctx context.Context, job Job, r state.Run) {
 		j.waiting(job.Name, err.Error())
 		j.l.log.Warn("start run failed", "job", job.Name, "run", r.ID, "machine", r.Machine, "error", err)
 	}
-}
-
-// mirror writes a tick to the metadata of the primary and of one machine
-// besides, and reports whether one of them has it.
-func (j *jobs) mirror(ctx context.Context, job Job, tick time.Time) (written bool) {
-	var on []Machine
-	primary := j.l.Store.State().Service(job.Service).Primary
-	for _, s := range j.l.Services {
-		for _, m := range j.l.machines(s) {
-			if m.ID == primary {
-				on = append([]Machine{m}, on...)
-			} else if m.State == "started" {
-				on = append(on, m)
-			}
-		}
-	}
-	for i, m := range on {
-		if i > 1 || j.l.Store.Verify(ctx) != nil {
-			break
-		}
-		err := j.l.Cloud.SetMetadata(ctx, m.App, m.ID, metaJob(job.Name), tick.UTC().Format(time.RFC3339))
-		if written = written || err == nil; err != nil {
-			j.l.log.Warn("write tick failed", "job", job.Name, "machine", m.ID, "error", err)
-		}
-	}
-	return written
 }
 
 // markRun commits the start or the end of a run for its agent.

@@ -23,6 +23,9 @@ const (
 	LockDelay  = 10 * time.Second // after a lease that nobody has seen the end of
 )
 
+// longestLease is what a silent holder may have left, with all margins.
+const longestLease = LockLease + LockMargin + LockGrace + LockDelay
+
 const (
 	lockTick   = time.Second
 	wantedFor  = time.Minute      // a lock that was asked for within it is wanted
@@ -104,6 +107,7 @@ type locks struct {
 	busy    map[string]bool      // by lock: somebody looks after it
 	stops   map[string]time.Time // by token: when its holder's machine was told to stop
 	cried   map[string]bool      // by token: people know that it cannot be freed
+	stuckAt map[string]time.Time // by lock: when it was last found that it cannot be freed
 	waits   map[string]string    // by job: why a due tick does not run yet
 	missing string               // what is not known of the locks of earlier epochs
 }
@@ -114,6 +118,7 @@ func (l *Leader) newLocks(t Term) *locks {
 		heard: map[string]time.Time{}, ending: map[string]bool{}, wanted: map[string]time.Time{},
 		held: map[string]string{}, busy: map[string]bool{},
 		stops: map[string]time.Time{}, waits: map[string]string{}, cried: map[string]bool{},
+		stuckAt: map[string]time.Time{},
 	}
 }
 

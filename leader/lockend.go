@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"flymesh/raftstore/state"
@@ -43,7 +46,7 @@ func (k *locks) settle(ctx context.Context, lock state.Lock) {
 	case gone:
 		k.free(ctx, lock, state.Ended, "its machine says so")
 		return
-	case lock.Policy == state.Expiry && silent > LockLease+LockMargin+LockGrace+LockDelay:
+	case lock.Policy == state.Expiry && silent > longestLease:
 		k.free(ctx, lock, state.Expired, fmt.Sprintf("silent for %s; %s", silent.Round(time.Second), why))
 		return
 	case lock.Policy == state.Expiry:
@@ -130,6 +133,9 @@ func (k *locks) free(ctx context.Context, lock state.Lock, cause state.Cause, re
 // blocked tells, once, why a wanted lock cannot be freed.
 func (k *locks) blocked(ctx context.Context, lock state.Lock, why string) {
 	k.say(lock.Name, why)
+	k.mu.Lock()
+	k.stuckAt[lock.Name] = time.Now()
+	k.mu.Unlock()
 	if !k.isWanted(lock.Name) || !k.cry(lock.Token) {
 		return
 	}
@@ -139,6 +145,22 @@ func (k *locks) blocked(ctx context.Context, lock state.Lock, why string) {
 	if _, err := k.l.propose(ctx, k.term, state.Command{Note: note}); err != nil {
 		k.l.log.Warn("note failed", "error", err)
 	}
+}
+
+// stuck says which locks are wanted and cannot be freed, and why; empty: none.
+func (k *locks) stuck(st *state.State) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(st.Locks)) {
+		if time.Since(k.stuckAt[name]) < stopAgain && time.Since(k.wanted[name]) < wantedFor {
+			all = append(all, fmt.Sprintf("lock %s: %s", name, k.held[name]))
+		}
+	}
+	if k.missing != "" && !st.Known(state.Fenced) && time.Since(k.began) > longestLease {
+		all = append(all, "no fenced lock is granted, and no job runs: "+k.missing)
+	}
+	return strings.Join(all, "; ")
 }
 
 // say keeps why a lock is not free yet.
@@ -178,7 +200,6 @@ func (k *locks) isWanted(lock string) bool {
 // passed; no fenced one without the proof, because a frozen machine outlasts
 // any lease.
 func (k *locks) rebuild(ctx context.Context) {
-	const longest = LockLease + LockMargin + LockGrace + LockDelay
 	asked := map[string]bool{}
 	tick := time.NewTicker(lockTick)
 	defer tick.Stop()
@@ -193,9 +214,9 @@ func (k *locks) rebuild(ctx context.Context) {
 		k.mu.Unlock()
 		r := state.Rebuilt{Epoch: k.term.Epoch, Proven: missing == "", Reason: "every machine has said which locks it holds"}
 		if missing != "" {
-			r.Reason = fmt.Sprintf("the longest lease has passed (%s), but fenced locks wait: %s", longest, missing)
+			r.Reason = fmt.Sprintf("the longest lease has passed (%s), but fenced locks wait: %s", longestLease, missing)
 		}
-		if missing != "" && (time.Since(k.began) <= longest || st.Known(state.Expiry)) || k.l.Store.Verify(ctx) != nil {
+		if missing != "" && (time.Since(k.began) <= longestLease || st.Known(state.Expiry)) || k.l.Store.Verify(ctx) != nil {
 			continue
 		}
 		if _, err := k.l.propose(ctx, k.term, state.Command{Rebuilt: &r}); err != nil && ctx.Err() == nil {

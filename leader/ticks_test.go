@@ -2,6 +2,8 @@ package leader_test
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +31,16 @@ func ticked(t *testing.T, f func(s *stand, j *jobSim, tick time.Time)) {
 		first, next := "Nightly@"+tick.Format(time.RFC3339), "Nightly@"+tick.Add(time.Hour).Format(time.RFC3339)
 		if len(j.begun) != 2 || j.begun[first] != 1 || j.begun[next] != 1 || len(j.wrong) > 0 {
 			t.Errorf("runs %v, wrong %v; want %s and %s once each\n%s", j.begun, j.wrong, first, next, s.story())
+		}
+		said := map[string]string{}
+		for _, r := range s.raft.state().Job("Nightly").Runs {
+			said[r.ID] = fmt.Sprintf("%s of %s", r.State, r.Tick.Format(time.RFC3339))
+			if r.ID == first {
+				t.Logf("tick %s: %s, began %s after it", r.Tick.Format(time.TimeOnly), r.State, r.Started.Sub(r.Tick).Round(time.Second))
+			}
+		}
+		if want := "done of " + tick.Format(time.RFC3339); said[first] != want {
+			t.Errorf("the record says %q, want %q", said, want)
 		}
 	}, func(s *stand) { s.tweak = withJob("30 * * * *", 20*time.Minute) })
 }
@@ -87,4 +99,61 @@ func TestNewLeaderGrantsAFullLease(t *testing.T) {
 			t.Errorf("granted again %s after the election, want at least %s", d, least)
 		}
 	})
+}
+
+// TestTickTooOld: after an outage that is longer than misfire the tick is
+// skipped, with the reason in its record, and the next one runs.
+func TestTickTooOld(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		j, cancel := jobStand(s, 1)
+		defer cancel()
+		s.lead("v0")
+		tick := time.Now().UTC().Truncate(time.Hour).Add(30 * time.Minute)
+		time.Sleep(time.Until(tick) - 10*time.Second)
+		s.raft.elect("")
+		time.Sleep(10 * time.Minute)
+		s.lead("v1")
+		time.Sleep(time.Until(tick.Add(65 * time.Minute)))
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		runs := s.raft.state().Job("Nightly").Runs
+		if len(runs) != 2 || runs[0].State != state.RunSkipped || !runs[0].Tick.Equal(tick) || !strings.Contains(runs[0].Detail, "missed by more than 5m0s: no leader could run it in time") ||
+			runs[1].State != state.RunDone || !runs[1].Tick.Equal(tick.Add(time.Hour)) || len(j.begun) != 1 {
+			t.Errorf("runs %+v, begun %v\n%s", runs, j.begun, s.story())
+		}
+	}, func(s *stand) { s.tweak = withJob("30 * * * *", 5*time.Minute) })
+}
+
+// TestPauseOutlivesAllState: a pause is in the metadata of machines, and so is
+// its end.
+func TestPauseOutlivesAllState(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		j, cancel := jobStand(s, 1)
+		defer cancel()
+		j.length = 5 * time.Second
+		s.lead("v0")
+		time.Sleep(time.Minute)
+		loseAll := func() {
+			time.Sleep(time.Minute)
+			s.raft.forget()
+			s.raft.elect("")
+			time.Sleep(time.Minute)
+			s.lead("v1")
+		}
+		until := time.Now().UTC().Add(3 * time.Hour)
+		s.raft.person(state.Command{By: "ann", PauseJob: &state.PauseJob{Job: "Nightly", Until: until, Reason: "slow source"}})
+		loseAll()
+		time.Sleep(time.Hour)
+		if job := s.raft.state().Job("Nightly"); !job.PausedUntil.Equal(until) || job.PausedBy != "ann" || job.PauseReason != "slow source" || len(j.begun) != 0 {
+			t.Fatalf("in the new epoch: %+v, begun %v\n%s", job, j.begun, s.story())
+		}
+		s.raft.person(state.Command{By: "ann", PauseJob: &state.PauseJob{Job: "Nightly", Until: time.Now().UTC()}})
+		loseAll()
+		time.Sleep(time.Hour)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if job := s.raft.state().Job("Nightly"); !job.PausedUntil.IsZero() || len(j.begun) != 1 {
+			t.Errorf("after the end of the pause: %+v, begun %v\n%s", job, j.begun, s.story())
+		}
+	}, func(s *stand) { s.tweak = withJob("30 * * * *", 5*time.Minute) })
 }

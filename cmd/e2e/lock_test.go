@@ -1,261 +1,132 @@
 package e2e
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"flymesh/agent/api"
 	"flymesh/cmd/agentctl/emulator"
+	"flymesh/leader"
 )
 
-// The execution oracle: what runs under a lock says so in one file, twenty
-// times a second, with its token. Nothing that the mesh says about itself
-// counts.
-
-// beats is a command that works for a time.
-func beats(file string, work time.Duration) []string {
-	return []string{"sh", "-c", fmt.Sprintf(
-		`i=0; while [ $i -lt %d ]; do echo "$FLYMESH_LOCK_FENCE $(date +%%s%%N)" >> %s; i=$((i+1)); sleep 0.05; done`, int(work/(50*time.Millisecond)), file)}
+// lockFault is something that happens to a holder while another waits.
+type lockFault struct {
+	name string
+	long bool          // with FLYMESH_E2E alone
+	work time.Duration // of the first holder
+	exit []int         // what its wrapper may end with
+	do   func(m *mesh, holder, leader emulator.Machine, wrapper int)
 }
 
-// span is one holder's work as the oracle has seen it.
-type span struct {
-	token uint64
-	at    []int64 // ns
+// Exit codes of a wrapper: of one that was killed, and that has lost the lock.
+const (
+	killed = -1
+	lost   = 70
+)
+
+var frozenFor = 3 * leader.LockLease
+
+var lockFaults = []lockFault{
+	{"kill -9 the holder", false, 3 * time.Second, []int{killed}, func(m *mesh, _, _ emulator.Machine, wrapper int) {
+		m.signal(wrapper, syscall.SIGKILL)
+	}},
+	{"kill -9 the leader", true, 8 * time.Second, []int{0}, func(m *mesh, _, leader emulator.Machine, _ int) { m.kill(leader) }},
+	{"kill -9 leader and holder", false, 3 * time.Second, []int{killed}, func(m *mesh, _, leader emulator.Machine, wrapper int) {
+		m.kill(leader)
+		m.signal(wrapper, syscall.SIGKILL)
+	}},
+	{"kill -9 the holder's agent", true, 8 * time.Second, []int{0}, func(m *mesh, holder, _ emulator.Machine, _ int) { m.kill(holder) }},
+	{"kill -9 leader, holder and its agent", true, 3 * time.Second, []int{killed}, func(m *mesh, holder, leader emulator.Machine, wrapper int) {
+		m.kill(leader)
+		m.kill(holder)
+		m.signal(wrapper, syscall.SIGKILL)
+	}},
+	{"kill -9 every agent", true, 8 * time.Second, []int{0}, func(m *mesh, _, _ emulator.Machine, _ int) {
+		for _, x := range m.running() {
+			m.kill(x)
+		}
+	}},
+	{"freeze the holder for three leases", true, 60 * time.Second, []int{killed, lost}, func(_ *mesh, _, _ emulator.Machine, wrapper int) {
+		thaw := freeze(children(wrapper)...)
+		time.Sleep(frozenFor)
+		thaw()
+	}},
+	{"freeze the holder's machine for three leases", true, 60 * time.Second, []int{killed, lost}, func(m *mesh, holder, _ emulator.Machine, _ int) {
+		if err := m.Server().Freeze(holder.ID); err != nil {
+			m.t.Error(err)
+		}
+		time.Sleep(frozenFor)
+		_ = m.Server().Thaw(holder.ID) // if it has not been stopped
+		m.restored(holder.Service)
+	}},
+	{"end the holder's machine", true, 60 * time.Second, []int{killed}, func(m *mesh, holder, _ emulator.Machine, _ int) {
+		if err := m.Server().Kill(holder.ID); err != nil {
+			m.t.Error(err)
+		}
+	}},
 }
 
-func oracle(t *testing.T, file string) (spans []span) {
-	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	by := map[uint64]*span{}
-	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
-		var token uint64
-		var at int64
-		if n, _ := fmt.Sscan(lines.Text(), &token, &at); n != 2 {
-			continue // cut off by a kill
-		}
-		if by[token] == nil {
-			by[token] = &span{token: token}
-		}
-		by[token].at = append(by[token].at, at)
-	}
-	for _, s := range by {
-		spans = append(spans, *s)
-	}
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.at[0], b.at[0]) })
-	return spans
-}
-
-// overlap is the time in which more than one holder worked, in steps of 100 ms.
-func overlap(spans []span) time.Duration {
-	const step = int64(100 * time.Millisecond)
-	at := map[int64]map[uint64]bool{}
-	for _, s := range spans {
-		for _, t := range s.at {
-			if at[t/step] == nil {
-				at[t/step] = map[uint64]bool{}
-			}
-			at[t/step][s.token] = true
-		}
-	}
-	n := 0
-	for _, who := range at {
-		if len(who) > 1 {
-			n++
-		}
-	}
-	// One work may end and the next begin within a step.
-	return time.Duration(max(0, n-len(spans)+1)) * time.Duration(step)
-}
-
-// lock runs a command under the lock on a machine; the function waits for its
-// end and returns the exit code.
-func (m *mesh) lock(x emulator.Machine, name string, wait time.Duration, argv []string) (pid int, end func() int) {
+// restored waits until the mesh has started what it has stopped, or another.
+func (m *mesh) restored(service string) {
 	m.t.Helper()
-	args := append([]string{"lock", name, "--socket", x.Socket, "--wait", wait.String(), "--"}, argv...)
-	c := exec.Command(filepath.Join(filepath.Dir(m.agent), "agentctl"), args...)
-	c.Stderr = os.Stderr
-	if err := c.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	return c.Process.Pid, sync.OnceValue(func() int { _ = c.Wait(); return c.ProcessState.ExitCode() })
+	m.until("service "+service+" has its machine", 90*time.Second, func() bool { return len(m.of(service)) == 1 })
 }
 
-// children lists the processes under one, itself included.
-func children(pid int) (all []int) {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	for _, t := range tasks {
-		c, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, t.Name()))
-		b = append(append(b, ' '), c...)
-	}
-	all = []int{pid}
-	for _, f := range strings.Fields(string(b)) {
-		if c, err := strconv.Atoi(f); err == nil && !slices.Contains(all, c) {
-			all = append(all, children(c)...)
-		}
-	}
-	return all
-}
-
-func spansOf(file string) int {
-	b, _ := os.ReadFile(file)
-	seen := map[string]bool{}
-	for l := range strings.Lines(string(b)) {
-		if f, _, ok := strings.Cut(l, " "); ok {
-			seen[f] = true
-		}
-	}
-	return len(seen)
-}
-
-// TestBesideTTL runs the same two faults on agentctl lock and on a wrapper
-// that trusts its lease: the holder cut off from who grants for 40 s, and the
-// holder frozen for 30 s, each while another waits for the lock.
-func TestBesideTTL(t *testing.T) {
-	long(t)
-	const first, second = 70 * time.Second, 25 * time.Second
-	for _, fault := range []string{"cut off", "frozen"} {
-		t.Run(fault, func(t *testing.T) {
-			var wg sync.WaitGroup
-			var naive time.Duration
-			wg.Go(func() { naive = naiveOverlap(t, fault, first, second) })
-			m := newMesh(t, config)
-			s := m.settle(30 * time.Second)
-			a, _ := m.pick("agent", s.Leader.Machine)
-			b, _ := m.pick("voter", s.Leader.Machine)
-			file := filepath.Join(t.TempDir(), "oracle")
-			pid, endA := m.lock(a, "work", time.Minute, beats(file, first))
-			m.until("the first holder works", time.Minute, func() bool { return spansOf(file) == 1 })
-			_, endB := m.lock(b, "work", 2*time.Minute, beats(file, second))
+// TestLockOracle has one lock held on two machines in turn while wrappers,
+// agents, leaders and machines are killed and frozen. Each fault comes while
+// the first holder works and the second waits.
+func TestLockOracle(t *testing.T) {
+	m := newMesh(t, config)
+	file := filepath.Join(t.TempDir(), "oracle")
+	faults := 0
+	for i, f := range lockFaults {
+		t.Run(f.name, func(t *testing.T) {
+			if f.long {
+				long(t)
+			}
+			m.t = t
+			s := m.settle(90 * time.Second)
+			lead, first, second := m.three(s, i)
+			before := worked(t, file)
+			pid, endFirst := m.lock(first, "work", time.Minute, beats(file, f.work))
+			m.until("the first holder works", time.Minute, func() bool { return worked(t, file) > before })
+			_, endSecond := m.lock(second, "work", 2*time.Minute, beats(file, time.Second))
 			time.Sleep(time.Second)
-			stopped := children(pid)
-			pause := 30 * time.Second
-			if fault == "cut off" { // the holder's agent is silent, its work is not
-				stopped, pause = []int{m.procs(a).mesh}, 40*time.Second
+			f.do(m, first, lead, pid)
+			if code := endFirst(); !slices.Contains(f.exit, code) {
+				t.Errorf("the first holder ended with %d, want one of %d", code, f.exit)
 			}
-			for _, p := range stopped {
-				_ = syscall.Kill(p, syscall.SIGSTOP)
+			if code := endSecond(); code != 0 {
+				t.Errorf("the second holder ended with %d", code)
 			}
-			time.Sleep(pause)
-			for _, p := range stopped {
-				_ = syscall.Kill(p, syscall.SIGCONT) // some have been killed
-			}
-			codeA, codeB := endA(), endB()
-			wg.Wait()
 			all := oracle(t, file)
-			if len(all) != 2 || codeB != 0 {
-				t.Fatalf("%d holders worked, exit codes %d and %d", len(all), codeA, codeB)
+			if wrong := broken(all); len(wrong) > 0 {
+				t.Error(strings.Join(wrong, "\n"))
 			}
-			handed := time.Duration(all[1].at[0] - all[0].at[len(all[0].at)-1])
-			if d := overlap(all); d > 0 {
-				t.Errorf("two worked at one time for %s", d)
+			if n := len(all) - before; n != 2 {
+				t.Errorf("%d processes worked, want 2", n)
 			}
-			t.Logf("%s: agentctl lock: overlap %s, first ended with %d, the next began %s after its last beat; trusting the lease: overlap %s",
-				fault, overlap(all), codeA, handed.Round(100*time.Millisecond), naive)
-			// One that is thawed asks at once, and works only until it is answered.
-			if naive == 0 && fault == "cut off" {
-				t.Error("the naive wrapper shows no overlap: the faults are none")
-			}
+			faults++
 		})
 	}
+	m.t = t
+	all := oracle(t, file)
+	t.Logf("%d faults, %d holds of one lock: no overlap, growing tokens", faults, len(all))
+	table.add(row{scenario: "locks", from: m.record().Epoch, to: m.record().Epoch, note: fmt.Sprintf("%d faults, %d holds of one lock, %d breaches", faults, len(all), len(broken(all)))})
 }
 
-// ttlServer grants one lock by leases of 15 s.
-type ttlServer struct {
-	mu     sync.Mutex // guards all below
-	holder string
-	until  time.Time
-	token  int
-	cut    string // who cannot reach it
-}
-
-// ServeHTTP implements http.Handler: /?id=NAME acquires or renews.
-func (s *ttlServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	id := r.FormValue("id")
-	switch {
-	case id == s.cut:
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	case id != s.holder && time.Now().Before(s.until):
-		w.WriteHeader(http.StatusConflict)
-		return
-	case id != s.holder:
-		s.token++
-	}
-	s.holder, s.until = id, time.Now().Add(15*time.Second)
-	fmt.Fprint(w, s.token)
-}
-
-// naiveScript is a wrapper that trusts its lease: it renews each 5 s, goes on
-// when nobody answers, and ends its work when it is told that another has the
-// lock.
-const naiveScript = `
-until T=$(curl -sf "$URL"); do sleep 1; done
-FLYMESH_LOCK_FENCE=$T sh -c "$1" & W=$!
-while sleep 5; kill -0 $W 2>/dev/null; do
-  [ "$(curl -s -o /dev/null -w '%{http_code}' "$URL")" = 409 ] && kill -9 $W && exit 70
-done; exit 0`
-
-func naiveOverlap(t *testing.T, fault string, first, second time.Duration) time.Duration {
-	s := &ttlServer{}
-	srv := httptest.NewServer(s)
-	defer srv.Close()
-	file := filepath.Join(t.TempDir(), "naive")
-	run := func(id string, work time.Duration) *exec.Cmd {
-		c := exec.Command("sh", "-c", naiveScript, "naive", beats(file, work)[2])
-		c.Env = append(os.Environ(), "URL="+srv.URL+"/?id="+id)
-		if err := c.Start(); err != nil {
-			t.Error(err)
-		}
-		return c
-	}
-	a := run("a", first)
-	for end := time.Now().Add(20 * time.Second); spansOf(file) == 0 && time.Now().Before(end); {
-		time.Sleep(100 * time.Millisecond)
-	}
-	b := run("b", second)
-	time.Sleep(time.Second)
-	if fault == "cut off" {
-		s.mu.Lock()
-		s.cut = "a"
-		s.mu.Unlock()
-		time.Sleep(40 * time.Second)
-		s.mu.Lock()
-		s.cut = ""
-		s.mu.Unlock()
-	} else {
-		all := children(a.Process.Pid)
-		for _, p := range all {
-			_ = syscall.Kill(p, syscall.SIGSTOP)
-		}
-		time.Sleep(30 * time.Second)
-		for _, p := range all {
-			_ = syscall.Kill(p, syscall.SIGCONT)
-		}
-	}
-	_ = b.Wait()
-	for _, p := range children(a.Process.Pid) {
-		_ = syscall.Kill(p, syscall.SIGKILL)
-	}
-	_ = a.Wait()
-	return overlap(oracle(t, file))
+// three are the leader's machine and two others, different ones in each round.
+func (m *mesh) three(s api.Status, round int) (lead, first, second emulator.Machine) {
+	ms := m.running()
+	slices.SortFunc(ms, func(a, b emulator.Machine) int { return cmp.Compare(a.ID, b.ID) })
+	i := slices.IndexFunc(ms, func(x emulator.Machine) bool { return x.ID == s.Leader.Machine })
+	lead = ms[i]
+	ms = slices.Delete(ms, i, i+1)
+	return lead, ms[round%len(ms)], ms[(round+1)%len(ms)]
 }

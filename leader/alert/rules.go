@@ -16,6 +16,7 @@ const (
 	ImprovementRule = "no_improvement"   // additions do not help: the cause is downstream
 	QuorumRule      = "quorum_edge"      // one more voter lost, and nobody can lead
 	ConfigRule      = "config_differs"   // machines run with different mesh.toml
+	FenceRule       = "fence_blocked"    // a wanted lock is not free, because its holder cannot be proven gone
 	NoLeaderRule    = "no_leader"        // told by each agent that sees it, under one key
 )
 
@@ -49,6 +50,7 @@ func OfService(service string) []Rule {
 func OfMesh() []Rule {
 	return []Rule{
 		{Name: QuorumRule, Severity: Page, For: time.Minute, Summary: "one more voter lost, and nobody can lead"},
+		{Name: FenceRule, Severity: Page, For: 10 * time.Second, Summary: "a lock is wanted, and its silent holder cannot be proven gone"},
 		{Name: ConfigRule, Severity: Warn, For: 15 * time.Minute, Summary: "machines run with different mesh.toml"},
 	}
 }

@@ -89,6 +89,7 @@ type PauseJob struct {
 	Job    string    `json:"job"`
 	Until  time.Time `json:"until"`
 	Reason string    `json:"reason,omitempty"`
+	By     string    `json:"by,omitempty"` // who paused it; empty: who sends this
 }
 
 // Job returns what is remembered of a job, the zero one if nothing is.
@@ -257,7 +258,7 @@ func (s *State) pauseJob(index uint64, c Command) Result {
 		s.tell(index, c, Event{Kind: "job_resumed", Reason: joined(p.Job, p.Reason)})
 		return Result{Index: index}
 	}
-	v.PausedUntil, v.PauseReason, v.PausedBy = p.Until, p.Reason, c.By
+	v.PausedUntil, v.PauseReason, v.PausedBy = p.Until, p.Reason, cmp.Or(p.By, c.By)
 	s.tell(index, c, Event{Kind: "job_paused", Reason: joined(p.Job, "until "+stamp(p.Until), cmp.Or(p.Reason, "no reason given"))})
 	return Result{Index: index}
 }
