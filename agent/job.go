@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +19,8 @@ import (
 
 	"flymesh/agent/api"
 	"flymesh/agent/config"
+	"flymesh/agent/hold"
+	"flymesh/agent/process"
 	"flymesh/leader"
 	"flymesh/raftstore/state"
 )
@@ -43,7 +44,7 @@ func (k *lockKeeper) startJob(ctx context.Context, j config.Job, r leader.JobSta
 	work, cancel := context.WithCancelCause(ctx)
 	s := &session{
 		AcquireRequest: api.AcquireRequest{Lock: state.JobLock(r.Job), Session: r.Run, Policy: state.Fenced, PID: os.Getpid(), Reason: r.Run},
-		Token:          r.Token, Boot: k.self.Boot, Start: started(os.Getpid()),
+		Token:          r.Token, Boot: k.self.Boot, Start: process.Started(os.Getpid()),
 		since: time.Now(), deadline: time.Now().Add(leader.LockLease),
 		cancel: cancel, done: make(chan struct{}),
 	}
@@ -71,7 +72,7 @@ func (k *lockKeeper) runJob(ctx context.Context, j config.Job, r leader.JobStart
 	sent, ok := k.tellRun(ctx, leader.LockRequest{Verb: leader.JobBegin, ID: rand.Text(), Lock: s.Lock, Token: s.Token}, time.Now().Add(leader.LockLease-leader.LockGrace))
 	k.mu.Lock()
 	if ok = ok && !s.ended; ok {
-		s.deadline = leaseEnd(sent, leader.LockLease)
+		s.deadline = hold.LeaseEnd(sent, leader.LockLease)
 	} else {
 		s.ended = true // the next look gives it back
 	}
@@ -222,8 +223,7 @@ func callJob(ctx context.Context, j config.Job, r leader.JobStart) (string, erro
 func (k *lockKeeper) commandJob(ctx context.Context, j config.Job, r leader.JobStart) (string, error) {
 	cmd := exec.Command(j.Command[0], j.Command[1:]...)
 	out := &tail{}
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Stdout, cmd.Stderr = out, out
 	lock := state.JobLock(r.Job)
 	cmd.Env = append(os.Environ(), api.LockNameEnv+"="+lock, api.LockTokenEnv+"="+r.Token,
 		api.LockFenceEnv+"="+strconv.FormatUint(state.Fence(r.Token), 10), api.LockSocketEnv+"="+k.socket,
@@ -234,39 +234,23 @@ func (k *lockKeeper) commandJob(ctx context.Context, j config.Job, r leader.JobS
 	for name, v := range r.Args {
 		cmd.Env = append(cmd.Env, "FLYMESH_ARG_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"="+v)
 	}
-	began, ended := make(chan error, 1), make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // the signal at the parent's death is of the thread
-		err := cmd.Start()
-		began <- err
-		if err == nil {
-			ended <- cmd.Wait()
-		}
-	}()
-	if err := <-began; err != nil {
+	c, err := process.Start(cmd, process.Options{Mark: k.mark(r.Token)})
+	if err != nil {
 		return "", fmt.Errorf("start command: %w", err)
 	}
-	group := -cmd.Process.Pid
-	var err error
 	select {
-	case err = <-ended:
+	case <-c.Ended():
+		err = c.Err()
 	case <-ctx.Done():
-		_ = syscall.Kill(group, syscall.SIGTERM)
+		c.SignalGroup(syscall.SIGTERM)
 		select {
-		case err = <-ended:
+		case <-c.Ended():
 		case <-time.After(leader.LockGrace - time.Second):
-			_ = syscall.Kill(group, syscall.SIGKILL)
-			err = <-ended
 		}
-		err = errors.Join(context.Cause(ctx), err)
+		err = context.Cause(ctx)
 	}
-	for range 40 { // what it has left behind ends with it
-		pids := marked(k.socket)[r.Token]
-		if len(pids) == 0 {
-			break
-		}
-		killAll(pids)
-		time.Sleep(50 * time.Millisecond)
+	if !c.Kill() { // what it has left behind ends with it
+		err = errors.Join(err, errors.New("its processes do not end"))
 	}
 	if err != nil {
 		return "", fmt.Errorf("command: %w: %s", err, out)

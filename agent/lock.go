@@ -12,10 +12,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/agent/hold"
 	"flymesh/agent/identity"
+	"flymesh/agent/process"
 	"flymesh/leader"
 	"flymesh/raftstore/state"
 )
@@ -86,10 +89,10 @@ func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(cont
 		k.begin(s)
 		known[s.Token] = true
 	}
-	for token, pids := range marked(socket) {
+	for token, pids := range process.Marked(socket) {
 		if !known[token] {
 			log.Warn("ending work of a lock that nobody keeps", "token", token, "processes", len(pids))
-			killAll(pids)
+			k.mark(token).Kill()
 		}
 	}
 	return k, nil
@@ -172,7 +175,7 @@ func (k *lockKeeper) due() (over []session, all int) {
 	defer k.mu.Unlock()
 	now := time.Now()
 	for _, s := range k.sessions {
-		dead := s.PID != 0 && !alive(s.PID, s.Start)
+		dead := s.PID != 0 && !process.Alive(s.PID, s.Start)
 		switch {
 		case s.Token == "" && (s.ended || dead || now.Sub(s.since) > sessionIdle):
 			k.forget(s.Session)
@@ -216,18 +219,17 @@ func (k *lockKeeper) end(s session) (gone bool, why string) {
 			return false, "run " + s.Session + " has not ended yet"
 		}
 	}
-	if s.Wrapper && alive(s.PID, s.Start) {
-		killAll([]int{s.PID})
+	if s.Wrapper && process.Alive(s.PID, s.Start) {
+		_ = syscall.Kill(s.PID, syscall.SIGKILL) // one that has ended is what is wanted
 	}
 	for range 40 {
-		pids := marked(k.socket)[s.Token]
-		killAll(pids)
+		left := k.mark(s.Token).Kill()
 		switch {
-		case len(pids) > 0:
-			why = fmt.Sprintf("%d processes do not end", len(pids))
+		case left > 0:
+			why = fmt.Sprintf("%d processes do not end", left)
 		case s.PID == 0:
 			return false, "the program that holds it gave no pid"
-		case alive(s.PID, s.Start):
+		case process.Alive(s.PID, s.Start):
 			why = fmt.Sprintf("process %d still runs", s.PID)
 			if !s.Wrapper {
 				return false, why
@@ -269,6 +271,11 @@ func (k *lockKeeper) forget(id string) {
 	_ = os.Remove(k.file(id)) // one that stays is found to be over by the next life
 }
 
+// mark is how the work under a token is known.
+func (k *lockKeeper) mark(token string) process.Mark {
+	return process.Mark{Socket: k.socket, Token: token}
+}
+
 func (k *lockKeeper) file(id string) string {
 	return filepath.Join(k.dir, strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' {
@@ -294,7 +301,7 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 	if s == nil {
 		s = &session{AcquireRequest: r, Boot: k.self.Boot, since: time.Now()}
 		if r.PID != 0 {
-			if s.Start = started(r.PID); s.Start == 0 {
+			if s.Start = process.Started(r.PID); s.Start == 0 {
 				k.mu.Unlock()
 				return api.Lease{}, badRequest("pid: there is no process %d", r.PID)
 			}
@@ -332,7 +339,7 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 		s.ended, s.Token = true, a.Token
 		return api.Lease{Lock: r.Lock, Why: "the grant came too late"}, nil
 	}
-	s.Token, s.deadline = a.Token, leaseEnd(sent, a.Lease)
+	s.Token, s.deadline = a.Token, hold.LeaseEnd(sent, a.Lease)
 	if err := k.keep(s); err != nil {
 		s.ended = true
 		return api.Lease{}, err
@@ -340,15 +347,6 @@ func (k *lockKeeper) acquire(ctx context.Context, r api.AcquireRequest) (api.Lea
 	l := api.LeaseOf(r.Lock, a)
 	l.Socket = k.socket
 	return l, nil
-}
-
-// leaseEnd is when a lease ends that was asked for at sent. A machine that was
-// suspended meanwhile has a monotonic clock that stood still: the wall clock
-// shows it.
-func leaseEnd(sent time.Time, lease time.Duration) time.Time {
-	now := time.Now()
-	asleep := now.Round(0).Sub(sent.Round(0)) - now.Sub(sent)
-	return sent.Add(lease - max(0, asleep))
 }
 
 // renew lengthens the lease of a program of this machine, or checks it.
@@ -373,12 +371,16 @@ func (k *lockKeeper) renew(ctx context.Context, r api.TokenRequest, verb leader.
 	if s.ended {
 		return api.Lease{Lock: r.Lock, Why: a.Why}, nil
 	}
-	s.deadline = leaseEnd(sent, a.Lease)
+	s.deadline = hold.LeaseEnd(sent, a.Lease)
 	return api.LeaseOf(r.Lock, a), nil
 }
 
-// release gives a lock back whose work has ended.
+// release gives a lock back whose work has ended. What the work has left
+// behind is killed first.
 func (k *lockKeeper) release(ctx context.Context, r api.TokenRequest) (api.Lease, error) {
+	if left := k.mark(r.Token).Kill(); left > 0 {
+		return api.Lease{}, fmt.Errorf("release lock %s: %d processes that run under it are being killed", r.Lock, left)
+	}
 	a, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockRelease, Lock: r.Lock, Token: r.Token})
 	if err != nil {
 		return api.Lease{}, err
@@ -416,9 +418,8 @@ func (k *lockKeeper) endLock(l state.Lock) api.EndAnswer {
 	if s == nil {
 		k.mu.Unlock()
 		// A session is kept before the leader is asked: nothing will run under it.
-		pids := marked(k.socket)[l.Token]
-		killAll(pids)
-		return api.EndAnswer{Gone: len(pids) == 0, Why: fmt.Sprintf("%d processes are being killed", len(pids))}
+		left := k.mark(l.Token).Kill()
+		return api.EndAnswer{Gone: left == 0, Why: fmt.Sprintf("%d processes are being killed", left)}
 	}
 	s.ended = true
 	if s.Token == "" {

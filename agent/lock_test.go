@@ -13,6 +13,7 @@ import (
 
 	"flymesh/agent/api"
 	"flymesh/agent/config"
+	"flymesh/agent/process"
 	"flymesh/leader"
 	"flymesh/raftstore/state"
 )
@@ -96,7 +97,7 @@ func wrapped(t *testing.T, k *lockKeeper, socket string) (wrapper, child *exec.C
 	}
 	go func() { _ = child.Wait() }()
 	t.Cleanup(func() { _ = syscall.Kill(-child.Process.Pid, syscall.SIGKILL); _ = wrapper.Process.Kill() })
-	until(t, "three marked processes", func() bool { return len(marked(socket)[l.Token]) == 3 })
+	until(t, "three marked processes", func() bool { return len(process.Marked(socket)[l.Token]) == 3 })
 	return wrapper, child, l.Token
 }
 
@@ -123,7 +124,7 @@ func TestDeadWrapperFreesItsLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the lock given back", o.free)
-	if n := len(marked(socket)[token]); n > 0 {
+	if n := len(process.Marked(socket)[token]); n > 0 {
 		t.Errorf("%d processes run under a lock that was given back", n)
 	}
 	until(t, "the machine not busy", func() bool { return k.busy() == "" })
@@ -139,7 +140,7 @@ func TestFrozenWrapperIsKilledAtItsDeadline(t *testing.T) {
 	_ = syscall.Kill(w.Process.Pid, syscall.SIGSTOP)
 	_ = syscall.Kill(-c.Process.Pid, syscall.SIGSTOP)
 	until(t, "the lock given back", o.free)
-	if n := len(marked(socket)[token]); n > 0 || alive(w.Process.Pid, started(w.Process.Pid)) {
+	if n := len(process.Marked(socket)[token]); n > 0 || process.Started(w.Process.Pid) != 0 {
 		t.Errorf("%d processes and the wrapper run under a lock that was given back", n)
 	}
 }
@@ -157,7 +158,7 @@ func TestNextAgentKnowsWhatRuns(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- stray.Wait() }()
-	until(t, "the stray process's environment", func() bool { return len(marked(socket)["1-99"]) == 1 })
+	until(t, "the stray process's environment", func() bool { return len(process.Marked(socket)["1-99"]) == 1 })
 	next := keeper(t, socket, o)
 	if held := next.held(2); len(held) != 1 || held[0].Token != token || held[0].Holder.Session != "session-1" {
 		t.Errorf("held = %+v, want the lock of the living wrapper", held)
@@ -213,7 +214,7 @@ func TestJobTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the end of the run", o.free)
-	if n := len(marked(socket)["1-6"]); n > 0 {
+	if n := len(process.Marked(socket)["1-6"]); n > 0 {
 		t.Errorf("%d processes outlive their run", n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"time"
 
+	"flymesh/agent/process"
 	"flymesh/leader"
 	"flymesh/raftstore/state"
 )
@@ -29,9 +30,9 @@ const (
 // processes by token and socket.
 const (
 	LockNameEnv   = "FLYMESH_LOCK"
-	LockTokenEnv  = "FLYMESH_LOCK_TOKEN"  // as it was granted: 1-42
-	LockFenceEnv  = "FLYMESH_LOCK_FENCE"  // the same as one number
-	LockSocketEnv = "FLYMESH_LOCK_SOCKET" // of the agent that knows
+	LockTokenEnv  = process.TokenEnv     // as it was granted: 1-42
+	LockFenceEnv  = "FLYMESH_LOCK_FENCE" // the same as one number
+	LockSocketEnv = process.SocketEnv    // of the agent that knows
 )
 
 // AcquireRequest asks for a lock once; ask again until it is granted.

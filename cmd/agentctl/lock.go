@@ -5,19 +5,24 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/agent/hold"
+	"flymesh/agent/process"
 	"flymesh/raftstore/state"
 )
 
 // Exit codes of `agentctl lock` besides its command's.
 const (
-	exitLockLost    = 70
-	exitNotObtained = 75
-	exitNotFound    = 127
+	exitLockLost      = 70
+	exitNotObtained   = 75
+	exitNotExecutable = 126
+	exitNotFound      = 127
 )
 
 // exitError ends with a code of its own; an empty text prints nothing.
@@ -37,8 +42,10 @@ type lockCommands struct {
 	Pin    pinCmd    `cmd:"" help:"make a machine the primary of its service"`
 }
 
-// acquireEvery is the pause between two tries to get a lock.
-const acquireEvery = time.Second
+const (
+	acquireEvery = time.Second // between two tries to get a lock
+	releaseWait  = 5 * time.Second
+)
 
 type lockCmd struct {
 	Name    string   `arg:"" help:"any name: the same one excludes each other in the whole mesh"`
@@ -59,53 +66,57 @@ func (c *lockCmd) Run(s *session) error {
 	if len(c.Command) == 0 {
 		return usage("lock %s: the command is missing: agentctl lock %s -- CMD", c.Name, c.Name)
 	}
-	l, deadline, err := c.acquire(s, wait)
+	h, err := c.acquire(s, wait)
 	if err != nil {
 		return err
 	}
-	h := &hold{client: s.client, lease: l, deadline: deadline, out: s.err}
-	code, lost := h.run(s.ctx, c.Command, s.out)
-	if !lost {
-		h.release()
-		if code == exitOK {
-			return nil
-		}
-		return &exitError{code: code, text: h.failure}
+	if err := process.Adopt(); err != nil {
+		return fmt.Errorf("adopt orphans: %w", err)
 	}
-	return &exitError{exitLockLost, fmt.Sprintf("lock %s was lost (%s): the command was killed", c.Name, h.why)}
+	go process.Reap(s.ctx)
+	cmd := exec.Command(c.Command[0], c.Command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, s.out, s.err
+	code, err := h.Run(s.ctx, hold.Work{Command: cmd, Group: true, Say: func(text string) { fmt.Fprintln(s.err, "agentctl: "+text) }})
+	switch {
+	case errors.Is(err, hold.ErrLost):
+		return &exitError{exitLockLost, fmt.Sprintf("%v: the command was killed", err)}
+	case errors.Is(err, hold.ErrLeft):
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), releaseWait)
+	defer cancel()
+	h.Release(ctx)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, exec.ErrNotFound):
+		return &exitError{exitNotFound, err.Error()}
+	case err != nil:
+		return &exitError{exitNotExecutable, err.Error()}
+	case code != exitOK:
+		return &exitError{code: code}
+	}
+	return nil
 }
 
-// acquire asks until the lock is granted or the wait is over. What is granted
-// counts from before it was asked for.
-func (c *lockCmd) acquire(s *session, wait time.Duration) (api.Lease, time.Time, error) {
+// acquire asks until the lock is granted or the wait is over.
+func (c *lockCmd) acquire(s *session, wait time.Duration) (*hold.Hold, error) {
 	r := api.AcquireRequest{
 		Lock: c.Name, Session: rand.Text(), Policy: state.LockPolicy(c.Policy), PID: os.Getpid(), Wrapper: true,
 		Reason: fmt.Sprintf("%.200s", who()+": "+strings.Join(c.Command, " ")),
 	}
 	until := time.Now().Add(wait)
-	why := ""
 	for {
-		sent := time.Now()
-		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
-		l, err := s.client.Acquire(ctx, r)
-		cancel()
+		h, why, err := hold.Acquire(s.ctx, s.client, r)
 		var re *api.ResponseError
 		switch {
-		case err == nil && l.OK && time.Until(sent.Add(l.Left())) > time.Duration(l.Grace)*time.Millisecond:
-			return l, sent.Add(l.Left()), nil
-		case err == nil && l.OK:
-			why = "the answer took too long"
-		case err == nil && l.Holder != "":
-			why = fmt.Sprintf("machine %s has it: %s", l.Holder, l.Why)
-		case err == nil:
-			why = l.Why
+		case h != nil:
+			return h, nil
 		case errors.As(err, &re) && re.Code == api.CodeBadRequest:
-			return l, sent, err
-		default:
+			return nil, err
+		case err != nil:
 			why = oneLine(s.explain(err))
 		}
 		if s.ctx.Err() != nil || time.Now().Add(acquireEvery).After(until) || !s.sleep(acquireEvery) {
-			return l, sent, &exitError{exitNotObtained, fmt.Sprintf("lock %s was not obtained within %s: %s", c.Name, wait, why)}
+			return nil, &exitError{exitNotObtained, fmt.Sprintf("lock %s was not obtained within %s: %s", c.Name, wait, why)}
 		}
 	}
 }
