@@ -54,7 +54,7 @@ func (d *driver) cordoned(ctx context.Context, s Service, op state.Op) error {
 	if err := d.allowed(ctx); err != nil {
 		return err
 	}
-	if err := d.l.Cloud.SetMetadata(ctx, s.App, op.Machine, MetaRemoval, op.ID); err != nil && FaultOf(err) != Gone {
+	if err := d.l.Cloud.SetMetadata(ctx, s.App, op.Machine, MetaRemoval, markFor(op.ID)); err != nil && FaultOf(err) != Gone {
 		return err
 	}
 	switch err := d.l.Cloud.Cordon(ctx, s.App, op.Machine); faultOf(err) {
@@ -185,9 +185,8 @@ func (d *driver) leave(reason string) *state.Avoid {
 	return &state.Avoid{Until: time.Now().UTC().Add(leaveFor), Reason: reason}
 }
 
-// takeBack undoes a removal: the machine is in the proxy's rotation again, its
-// agent answers for it, and the mark goes last, so that whoever finds it knows
-// that something is left to do.
+// takeBack undoes a removal: the machine is in the proxy's rotation again, and
+// its agent answers for it. The mark stays: see giveBack.
 func (l *Leader) takeBack(ctx context.Context, app, machine string, cordoned bool) error {
 	if cordoned {
 		if err := l.Cloud.Uncordon(ctx, app, machine); err != nil {
@@ -197,7 +196,7 @@ func (l *Leader) takeBack(ctx context.Context, app, machine string, cordoned boo
 	if err := l.Agents.Undrain(ctx, machine); err != nil {
 		return fmt.Errorf("take drain of machine %s back: %w", machine, err)
 	}
-	return l.Cloud.SetMetadata(ctx, app, machine, MetaRemoval, "")
+	return nil
 }
 
 // mayStop holds the machine against everything that must never be stopped, as

@@ -18,7 +18,7 @@ import (
 const (
 	MetaOp      = "flymesh_op"      // operation that created the machine
 	MetaPrimary = "flymesh_primary" // service whose primary it is
-	MetaRemoval = "flymesh_removal" // down operation that cordoned it
+	MetaRemoval = "flymesh_removal" // down operation that cordons it, and when: see markOf
 )
 
 // touchedFor is how long after an operation its machine is asked for by ID.

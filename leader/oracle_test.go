@@ -127,13 +127,14 @@ func (o *oracle) quiet() {
 	})
 }
 
-// cordoned returns the machines that a deploy cordoned last, and left so.
+// cordoned returns the machines that a deploy made cordoned, or cordoned last,
+// and left so.
 func (o *oracle) cordoned() []string {
 	by := map[string]string{}
 	for _, r := range o.api.Requests() {
 		switch {
 		case !r.Committed:
-		case r.Action == "cordon":
+		case r.Action == "cordon", r.Action == "create": // a blue-green deploy makes its machines cordoned
 			by[r.Machine] = r.By
 		case r.Action == "uncordon":
 			delete(by, r.Machine)

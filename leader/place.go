@@ -64,8 +64,8 @@ func (l *Leader) keepsPlace(service, primary string, ms []Machine) bool {
 // ready one that the mesh did not create, else the oldest that runs.
 func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
 	type rank struct {
-		marked, lasting, ready bool
-		created                time.Time
+		marked, ready, routed, lasting bool
+		created                        time.Time
 	}
 	better := func(a, b rank) bool {
 		switch {
@@ -73,6 +73,8 @@ func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
 			return a.marked
 		case a.ready != b.ready:
 			return a.ready
+		case a.routed != b.routed:
+			return a.routed
 		case a.lasting != b.lasting:
 			return a.lasting
 		}
@@ -83,10 +85,14 @@ func (l *Leader) primary(service, old string, ms []Machine) (id, why string) {
 	for _, m := range ms {
 		// A mark of a removal that is over means nothing: a deploy copies it to
 		// machines that it makes.
-		if m.State != "started" || !m.HostOK || m.ID == old || open[m.Metadata[MetaRemoval]] != nil {
+		removal, _ := markOf(m)
+		if m.State != "started" || !m.HostOK || m.ID == old || open[removal] != nil {
 			continue
 		}
-		r := rank{m.Metadata[MetaPrimary] == service, m.Metadata[MetaOp] == "", l.ready(m.ID), m.Created}
+		// The same goes for the mark of the primary on a machine that a deploy
+		// has left cordoned, unless all state is lost and it is all there is to go by.
+		marked := m.Metadata[MetaPrimary] == service && (old == "" || !m.Cordoned)
+		r := rank{marked, l.ready(m.ID), !m.Cordoned, m.Metadata[MetaOp] == "", m.Created}
 		if id == "" || better(r, best) {
 			id, best = m.ID, r
 		}
@@ -135,15 +141,26 @@ func (l *Leader) giveBack(ctx context.Context, t Term) {
 			continue
 		}
 		for _, m := range l.machines(s) {
-			op := m.Metadata[MetaRemoval]
+			op, sent := markOf(m)
 			if op == "" || open[op] != nil || m.State != "started" || !m.HostOK {
 				continue
+			}
+			if !outlived(sent) && !m.Cordoned && !l.draining(m.ID) {
+				continue // it is back in service; a lost cordon may still come
 			}
 			if err := l.Store.Verify(ctx); err != nil {
 				return
 			}
 			if err := l.takeBack(ctx, s.App, m.ID, m.Cordoned); err != nil {
 				l.log.Warn("give machine back failed", "machine", m.ID, "error", err)
+				continue
+			}
+			if outlived(sent) {
+				if err := l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaRemoval, ""); err != nil {
+					l.log.Warn("take removal's mark off failed", "machine", m.ID, "error", err)
+				}
+			}
+			if !m.Cordoned {
 				continue
 			}
 			note := &state.Note{Kind: "uncordon", Service: s.Policy.Name, Machine: m.ID, Reason: "left over from removal " + op}
@@ -190,10 +207,15 @@ func (l *Leader) admit(ctx context.Context, t Term) {
 	}
 }
 
-func (l *Leader) ready(machine string) (ok bool) {
+func (l *Leader) ready(machine string) bool { return l.says(machine, report.Ready) }
+
+func (l *Leader) draining(machine string) bool { return l.says(machine, report.Draining) }
+
+// says tells whether the machine's newest report, if it is fresh, says so.
+func (l *Leader) says(machine string, what report.Readiness) (ok bool) {
 	l.Reports.with(func(w *window.Window) {
 		r, age, heard := w.Latest(time.Now(), machine)
-		ok = heard && w.Fresh(age) && r.Readiness == report.Ready
+		ok = heard && w.Fresh(age) && r.Readiness == what
 	})
 	return ok
 }

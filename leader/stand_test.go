@@ -115,6 +115,18 @@ func (s *stand) seed(name string, n int, start bool) {
 	time.Sleep(time.Minute)
 }
 
+// somebody is a client of the API that is not the mesh.
+func (s *stand) somebody() *flyapi.Client {
+	s.t.Helper()
+	c, err := flyapi.New(flyapi.Options{
+		Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("FlyV1 fm2_person")}, BaseURL: s.api.URL(), Transport: s.api.Transport(), UserAgent: "person",
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
 // scale is a person's wish.
 func (s *stand) scale(n int) {
 	s.raft.person(state.Command{By: "ann", Scale: &state.Scale{Service: "n8n", Target: n}})

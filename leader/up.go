@@ -104,12 +104,14 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	if err := d.allowed(ctx); err != nil {
 		return err
 	}
-	if m.Cordoned || m.Metadata[MetaRemoval] != "" { // as its removal left it
+	if removal, sent := markOf(m); m.Cordoned || removal != "" { // as its removal left it
 		if err := d.l.Cloud.Uncordon(ctx, s.App, m.ID); err != nil {
 			return err
 		}
-		if err := d.l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaRemoval, ""); err != nil {
-			return err
+		if outlived(sent) {
+			if err := d.l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaRemoval, ""); err != nil {
+				return err
+			}
 		}
 	}
 	switch err := d.l.Cloud.Start(ctx, s.App, m.ID); faultOf(err) {
