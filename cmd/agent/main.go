@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -32,9 +31,6 @@ import (
 var version = "dev"
 
 const defaultConfig = "/etc/flymesh/mesh.toml"
-
-// settled is when a mesh half has long joined.
-const settled = 15 * time.Second
 
 const usage = `usage: agent run [-config FILE] [-kill-timeout 30s] [-dev] -- CMD...
        agent check [-config FILE] [-env]
@@ -147,6 +143,7 @@ func runApp(args []string) int {
 	if o.dev {
 		mesh = append(mesh, "-dev")
 	}
+	defer time.AfterFunc(settled, settle).Stop()
 	return supervise.Run(context.Background(), supervise.Options{App: app, Mesh: mesh, KillTimeout: o.killTimeout, Log: logger(os.Stderr)})
 }
 
@@ -180,8 +177,7 @@ func runMesh(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	// What joining needed once is not needed again.
-	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
+	defer time.AfterFunc(settled, settle).Stop()
 	if err := agent.Run(ctx, ao); err != nil {
 		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
 		return exitFailure
