@@ -86,7 +86,7 @@ func (k *lockKeeper) runJob(ctx context.Context, j config.Job, r leader.JobStart
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	wg.Go(func() { k.renewRun(s, done) })
-	detail, err := k.work1(wctx, j, r)
+	detail, err := k.work1(wctx, j, r, s)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		err = fmt.Errorf("given up: %w", context.Cause(ctx))
@@ -128,6 +128,38 @@ func (k *lockKeeper) tellRun(ctx context.Context, q leader.LockRequest, until ti
 	return sent, false
 }
 
+// gap shortens every lease by time that the clock has lost, and stops the
+// commands of jobs until their leases are known to hold.
+func (k *lockKeeper) gap(lost time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.sessions {
+		s.deadline = s.deadline.Add(-lost)
+		if s.work != nil {
+			s.halted = true
+			s.work.SignalGroup(syscall.SIGSTOP)
+		}
+	}
+}
+
+// goOn lets a command that was stopped for a gap go on. The caller holds the
+// keeper's mu and has a lease.
+func (s *session) goOn() {
+	if s.halted && time.Now().Before(s.deadline) {
+		s.halted = false
+		s.work.SignalGroup(syscall.SIGCONT)
+	}
+}
+
+// setWork says what a gap of the clock stops, nil: nothing any more. It returns
+// how long what is told to end may take for it.
+func (k *lockKeeper) setWork(s *session, c *process.Command) (grace time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.work, s.halted = c, s.halted && c != nil
+	return min(leader.LockGrace, time.Until(s.deadline)) - time.Second
+}
+
 // renewRun keeps a run's lease until done, and ends the work before the lease
 // does.
 func (k *lockKeeper) renewRun(s *session, done <-chan struct{}) {
@@ -137,33 +169,39 @@ func (k *lockKeeper) renewRun(s *session, done <-chan struct{}) {
 	defer guard.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for {
+	renew := func() {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), leaseTries)
+			defer cancel()
+			_, _ = k.renew(ctx, api.TokenRequest{Lock: s.Lock, Token: s.Token}, leader.LockRenewal) // the guard sees what came of it
+		})
+	}
+	for asked := time.Now(); ; {
 		select {
 		case <-done:
 			return
 		case <-guard.C:
 			k.mu.Lock()
-			over := s.ended || time.Until(s.deadline) < leader.LockGrace
+			over, halted := s.ended || time.Until(s.deadline) < leader.LockGrace, s.halted
 			k.mu.Unlock()
 			if over {
 				s.cancel(errNoLease)
+			} else if halted && time.Since(asked) > askAgain {
+				asked = time.Now()
+				renew()
 			}
 		case <-t.C:
-			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), leaseTries)
-				defer cancel()
-				_, _ = k.renew(ctx, api.TokenRequest{Lock: s.Lock, Token: s.Token}, leader.LockRenewal) // the guard sees what came of it
-			})
+			renew()
 		}
 	}
 }
 
 // work1 does the work of one run and says in short what came of it.
-func (k *lockKeeper) work1(ctx context.Context, j config.Job, r leader.JobStart) (detail string, err error) {
+func (k *lockKeeper) work1(ctx context.Context, j config.Job, r leader.JobStart, s *session) (detail string, err error) {
 	if j.URL != "" {
 		return callJob(ctx, j, r)
 	}
-	return k.commandJob(ctx, j, r)
+	return k.commandJob(ctx, j, r, s)
 }
 
 // callJob makes the call of a job, once: whether a broken one has begun its
@@ -220,7 +258,7 @@ func callJob(ctx context.Context, j config.Job, r leader.JobStart) (string, erro
 }
 
 // commandJob runs the program of a job in a process group of its own.
-func (k *lockKeeper) commandJob(ctx context.Context, j config.Job, r leader.JobStart) (string, error) {
+func (k *lockKeeper) commandJob(ctx context.Context, j config.Job, r leader.JobStart, s *session) (string, error) {
 	cmd := exec.Command(j.Command[0], j.Command[1:]...)
 	out := &tail{}
 	cmd.Stdout, cmd.Stderr = out, out
@@ -238,14 +276,19 @@ func (k *lockKeeper) commandJob(ctx context.Context, j config.Job, r leader.JobS
 	if err != nil {
 		return "", fmt.Errorf("start command: %w", err)
 	}
+	k.setWork(s, c)
 	select {
 	case <-c.Ended():
 		err = c.Err()
+		k.setWork(s, nil)
 	case <-ctx.Done():
-		c.SignalGroup(syscall.SIGTERM)
-		select {
-		case <-c.Ended():
-		case <-time.After(leader.LockGrace - time.Second):
+		if left := k.setWork(s, nil); left > 0 { // else its lease has ended
+			c.SignalGroup(syscall.SIGTERM)
+			c.SignalGroup(syscall.SIGCONT)
+			select {
+			case <-c.Ended():
+			case <-time.After(left):
+			}
 		}
 		err = context.Cause(ctx)
 	}

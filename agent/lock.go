@@ -44,6 +44,8 @@ type session struct {
 
 	cancel context.CancelCauseFunc // of a run of a job that this process carries out
 	done   chan struct{}           // closed when the run has ended
+	work   *process.Command        // the run's, while it may be stopped for a gap of the clock
+	halted bool                    // it is stopped until the lease is known to hold
 }
 
 // lockKeeper is this machine's side of the locks: it asks the leader on behalf
@@ -130,13 +132,7 @@ func (k *lockKeeper) guard(ctx context.Context) {
 	// While a machine is suspended its monotonic clock stands still: leases are
 	// shorter than they look afterwards.
 	wg.Go(func() {
-		identity.WatchClock(ctx, sessionTick, time.Second, func(gap time.Duration) {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			for _, s := range k.sessions {
-				s.deadline = s.deadline.Add(-gap)
-			}
-		})
+		identity.WatchClock(ctx, sessionTick, time.Second, k.gap)
 	})
 	t := time.NewTicker(sessionTick)
 	defer t.Stop()
@@ -372,6 +368,7 @@ func (k *lockKeeper) renew(ctx context.Context, r api.TokenRequest, verb leader.
 		return api.Lease{Lock: r.Lock, Why: a.Why}, nil
 	}
 	s.deadline = hold.LeaseEnd(sent, a.Lease)
+	s.goOn()
 	return api.LeaseOf(r.Lock, a), nil
 }
 

@@ -57,6 +57,12 @@ func (o *oneLock) ask(_ context.Context, r leader.LockRequest) (leader.LockAnswe
 	return leader.LockAnswer{OK: o.token == r.Token || r.Verb == leader.LockAcquire, Token: o.token, Lease: o.lease, Why: "lost"}, nil
 }
 
+func (o *oneLock) deafen(deaf bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.deaf = deaf
+}
+
 func (o *oneLock) free() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

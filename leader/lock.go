@@ -105,11 +105,17 @@ type locks struct {
 	wanted  map[string]time.Time // by lock: when it was last asked for in vain
 	held    map[string]string    // by lock: why it is not free yet
 	busy    map[string]bool      // by lock: somebody looks after it
-	stops   map[string]time.Time // by token: when its holder's machine was told to stop
+	stops   map[string]stopCall  // by token: its holder's machine was told to stop
 	cried   map[string]bool      // by token: people know that it cannot be freed
 	stuckAt map[string]time.Time // by lock: when it was last found that it cannot be freed
 	waits   map[string]string    // by job: why a due tick does not run yet
 	missing string               // what is not known of the locks of earlier epochs
+}
+
+// stopCall is a call that stops a machine.
+type stopCall struct {
+	at  time.Time
+	err error // of an answer that leaves open whether it was taken
 }
 
 func (l *Leader) newLocks(t Term) *locks {
@@ -117,7 +123,7 @@ func (l *Leader) newLocks(t Term) *locks {
 		l: l, term: t, began: time.Now(),
 		heard: map[string]time.Time{}, ending: map[string]bool{}, wanted: map[string]time.Time{},
 		held: map[string]string{}, busy: map[string]bool{},
-		stops: map[string]time.Time{}, waits: map[string]string{}, cried: map[string]bool{},
+		stops: map[string]stopCall{}, waits: map[string]string{}, cried: map[string]bool{},
 		stuckAt: map[string]time.Time{},
 	}
 }

@@ -84,12 +84,15 @@ func (k *locks) fence(ctx context.Context, lock state.Lock, m Machine, why strin
 		return errors.New("it leads the mesh")
 	}
 	k.mu.Lock()
-	at, told := k.stops[lock.Token]
+	call, told := k.stops[lock.Token]
 	k.mu.Unlock()
-	switch waited := time.Since(at); {
+	switch waited := time.Since(call.at); {
 	case m.State == "stopping":
 		return nil
 	case told && waited < stopAgain && waited > stopSoon:
+		if call.err != nil {
+			return fmt.Errorf("%w; it is %s", call.err, m.State)
+		}
 		return fmt.Errorf("it was told to stop %s ago and is %s", waited.Round(time.Second), m.State)
 	case told && waited < stopAgain:
 		return nil
@@ -114,7 +117,7 @@ func (k *locks) fence(ctx context.Context, lock state.Lock, m Machine, why strin
 		return err
 	}
 	k.mu.Lock()
-	k.stops[lock.Token] = time.Now()
+	k.stops[lock.Token] = stopCall{time.Now(), err}
 	k.mu.Unlock()
 	k.say(lock.Name, "its machine "+m.ID+" is being stopped")
 	return nil

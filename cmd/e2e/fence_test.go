@@ -35,11 +35,11 @@ func TestFenceBlocked(t *testing.T) {
 	frozen := time.Now()
 
 	_, endSoft := m.lock(other, "soft", time.Minute, beats(soft, time.Second), "--policy", "expiry")
-	out, code := m.agentctl(other, "lock", "hard", "--wait", "75s", "--", "true")
+	out, code := m.agentctl(other, "lock", "hard", "--wait", "50s", "--", "true")
 	if code != 75 || !strings.Contains(out, "cannot be stopped") || !strings.Contains(out, holder.ID) {
 		t.Errorf("agentctl lock hard = %d, %q; want 75 and why", code, out)
 	}
-	t.Logf("agentctl lock hard --wait 75s: exit code %d: %s", code, out)
+	t.Logf("agentctl lock hard --wait 50s: exit code %d: %s", code, out)
 	if code := endSoft(); code != 0 {
 		t.Errorf("the lock by expiry was not obtained: %d", code)
 	}
