@@ -70,6 +70,8 @@ type agent struct {
 	looked  atomic.Uint32 // lookups made, to take the apps in turn
 
 	receivers []leader.Receiver
+	steps     []leader.StepReceiver
+	cries     cries
 }
 
 // Check says what is missing for an agent to start on this machine.
@@ -199,6 +201,7 @@ func (a *agent) report(seq uint64, leaving bool) report.Report {
 	}
 	a.health.fill(&r)
 	r.Busy = r.Busy || a.locks.busy() != ""
+	r.Cried = a.cries.at()
 	return r
 }
 

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,26 +15,28 @@ import (
 )
 
 // openReceivers makes everything that mesh.toml and the environment name.
-func (a *agent) openReceivers(o Options) []leader.Receiver {
-	var out []leader.Receiver
-	for _, u := range a.cfg.Alerts.Alertmanager {
-		out = append(out, notify.NewAlertmanager(u))
+func (a *agent) openReceivers(o Options) {
+	to := a.cfg.Alerts
+	for _, u := range to.Alertmanager {
+		a.receivers = append(a.receivers, notify.NewAlertmanager(u))
 	}
 	if o.PagerDutyKey.Reveal() != "" {
-		out = append(out, notify.NewPagerDuty(a.cfg.Alerts.PagerDutyURL, o.PagerDutyKey.Reveal))
+		a.receivers = append(a.receivers, notify.NewPagerDuty(to.PagerDutyURL, o.PagerDutyKey.Reveal))
+		if to.Changes {
+			a.steps = append(a.steps, notify.NewChanges(to.ChangeURL(), o.PagerDutyKey.Reveal))
+		}
 	}
-	switch hook := a.cfg.Alerts.Webhook; {
+	switch hook := to.Webhook; {
 	case hook != "" && o.WebhookKey.Reveal() != "":
-		out = append(out, notify.NewWebhook(hook, o.WebhookKey.Reveal))
+		a.receivers = append(a.receivers, notify.NewWebhook(hook, o.WebhookKey.Reveal))
 	case hook != "" && a.eligible():
 		a.log.Warn("the webhook is told nothing: it is only sent signed, and FLYMESH_WEBHOOK_KEY is not set")
 	}
-	return out
 }
 
 func (a *agent) alerting() leader.Alerting {
 	return leader.Alerting{
-		Mesh: a.cfg.Mesh.Name, Rules: a.cfg.AlertRules(), NoDataAfter: a.cfg.Alerts.NoDataAfter, Receivers: a.receivers,
+		Mesh: a.cfg.Mesh.Name, Rules: a.cfg.AlertRules(), NoDataAfter: a.cfg.Alerts.NoDataAfter, Receivers: a.receivers, Steps: a.steps,
 		Voters: func() (all, alive int) {
 			vs := a.store.Status().Voters
 			return len(vs), len(vs) - len(deadVoters(vs))
@@ -92,67 +93,4 @@ func (a *agent) Silence(ctx context.Context, r api.SilenceRequest) (api.Accepted
 		text = r.Rule + " tells people again"
 	}
 	return api.Accepted{Index: res.Index, Text: text}, nil
-}
-
-// leaderlessEvery is how often an agent looks whether anybody leads, and how
-// soon it tries a receiver again.
-const leaderlessEvery = 5 * time.Second
-
-// runLeaderless tells people that nobody leads: then there is no leader to do
-// it. Every agent that sees it uses one key, so receivers that know keys show
-// one alert. Each tells the end to those that it told itself.
-func (a *agent) runLeaderless(ctx context.Context) error {
-	after := a.cfg.Alerts.NoLeaderAfter
-	if after == 0 || len(a.receivers) == 0 {
-		<-ctx.Done()
-		return nil
-	}
-	tick := time.NewTicker(leaderlessEvery)
-	defer tick.Stop()
-	told := map[leader.Receiver]told{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		since := a.store.Status().NoLeaderSince
-		out := !since.IsZero() && time.Since(since) >= after
-		for _, r := range a.receivers {
-			told[r] = a.tellLeaderless(ctx, r, told[r], since, out)
-		}
-	}
-}
-
-// told is what one receiver knows from this agent.
-type told struct {
-	alert state.Alert // Phase is empty: nothing
-	at    time.Time
-}
-
-func (a *agent) tellLeaderless(ctx context.Context, r leader.Receiver, t told, since time.Time, out bool) told {
-	now := time.Now().UTC()
-	next := t
-	switch {
-	case out && t.alert.Phase == "":
-		next.alert = state.Alert{
-			Rule: alert.NoLeaderRule, Severity: alert.Page, Phase: state.Firing, Since: since.UTC(), Fired: now,
-			Text: fmt.Sprintf("no leader for %s: nothing is scaled until one is elected", now.Sub(since).Round(time.Second)),
-		}
-	case out && r.Again() > 0 && now.Sub(t.at) >= r.Again():
-	case !out && t.alert.Phase != "":
-		next.alert.Phase, next.alert.Resolved, next.alert.Text = state.Resolved, now, "the mesh has a leader again"
-	default:
-		return t
-	}
-	n := leader.Notice{Mesh: a.cfg.Mesh.Name, Key: alert.NoLeaderRule, Alert: next.alert, Summary: "nobody leads the mesh", Resolved: !out}
-	if err := r.Send(ctx, n); err != nil && !errors.Is(err, leader.ErrRefused) {
-		a.log.Warn("tell receiver failed", "receiver", r.Name(), "alert", n.Key, "error", err)
-		return t
-	}
-	if !out {
-		return told{}
-	}
-	next.at = now
-	return next
 }

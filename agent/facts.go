@@ -1,6 +1,10 @@
 package agent
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"flymesh/probes"
+)
 
 // factDesc is what probes know beside the report's fields: eviction rates,
 // roles, lags. Names and texts are from closed sets.
@@ -22,4 +26,15 @@ func (h *health) Collect(to chan<- prometheus.Metric) {
 			to <- prometheus.MustNewConstMetric(factDesc, prometheus.GaugeValue, f.Value.X, f.Probe, f.Name, "")
 		}
 	}
+}
+
+// evicting says whether a Redis throws keys away or refuses writes for want of
+// memory.
+func evicting(facts []probes.Fact) bool {
+	for _, f := range facts {
+		if (f.Name == "evicted_keys_per_second" || f.Name == "rejected_writes_per_second") && f.Value.OK && f.Value.X > 0 {
+			return true
+		}
+	}
+	return false
 }

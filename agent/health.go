@@ -205,6 +205,7 @@ func (h *health) health() (api.Health, bool) {
 func (h *health) fill(r *report.Report) {
 	m, _ := h.runner.Collect()
 	m.Fill(r)
+	r.Evicting = evicting(m.Facts)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Readiness, r.Reason = h.readiness, h.reason

@@ -39,7 +39,7 @@ func open(o Options) (*agent, error) {
 		return nil, err
 	}
 	a.reg.MustRegister(a.health)
-	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, o.Config.Policy())
+	a.reports = leader.NewReports(o.Config.Mesh.ReportEvery, o.Config.Policy(), o.Config.Goals()...)
 	if err := raftstore.LibraryMetrics(a.reg); err != nil {
 		return nil, fmt.Errorf("register library metrics: %w", err)
 	}
@@ -59,7 +59,8 @@ func open(o Options) (*agent, error) {
 	if err := a.openStore(); err != nil {
 		return nil, err
 	}
-	a.receivers = a.openReceivers(o)
+	a.cries.told = map[leader.Receiver]time.Time{}
+	a.openReceivers(o)
 	a.openLeader()
 	a.reg.MustRegister(newCollector(a), leader.NewCollector(a.leader))
 	return a, nil

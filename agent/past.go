@@ -42,7 +42,7 @@ func (a *agent) History(ctx context.Context, q api.HistoryQuery) (api.History, e
 }
 
 // Past returns the whole history for a new voter.
-func (a *agent) Past(context.Context) ([]byte, error) { return a.reports.ExportPast(), nil }
+func (a *agent) Past(context.Context) ([]byte, error) { return a.reports.ExportPast() }
 
 // Page tells all that the page shows at once.
 func (a *agent) Page(ctx context.Context) (api.Page, error) {

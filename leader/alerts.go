@@ -2,7 +2,6 @@ package leader
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,33 +9,9 @@ import (
 
 	"flymesh/leader/alert"
 	"flymesh/leader/decide"
+	"flymesh/probes/report"
 	"flymesh/raftstore/state"
 )
-
-// Notice is one piece of news about an alert for one receiver.
-type Notice struct {
-	Mesh     string
-	Key      string // does not change with the leader
-	Alert    state.Alert
-	Summary  string // what the rule means
-	Resolved bool
-}
-
-// Receiver takes alerts to people. Its name is in the replicated state, so it
-// must be the same on every machine. Send is called from one goroutine, makes
-// one attempt and has its own deadline; an error that wraps ErrRefused means
-// that the same notice will never be taken.
-type Receiver interface {
-	Name() string
-	// Wants says whether alerts of a severity go there.
-	Wants(severity string) bool
-	// Again is how often news that an alert fires is repeated; 0: never.
-	Again() time.Duration
-	Send(ctx context.Context, n Notice) error
-}
-
-// ErrRefused says that a receiver will never take a notice (400 and the like).
-var ErrRefused = errors.New("refused for good")
 
 // Alerting is what a leader needs to tell people. The zero value tells nobody.
 type Alerting struct {
@@ -44,6 +19,7 @@ type Alerting struct {
 	Rules       []alert.Rule
 	NoDataAfter time.Duration
 	Receivers   []Receiver
+	Steps       []StepReceiver // are told of scaling steps
 	// Voters counts the voters and those of them that are alive; nil: not known.
 	Voters func() (all, alive int)
 }
@@ -51,7 +27,6 @@ type Alerting struct {
 const (
 	failedFor  = 15 * time.Minute // an operation that failed is told for so long, unless one succeeds
 	nearBudget = 0.9
-	maxBackoff = time.Minute
 )
 
 // alerts holds the rules against what the round saw, and commits what changes.
@@ -61,12 +36,12 @@ func (l *Leader) alerts(ctx context.Context, t Term, in decide.Input, verdicts [
 	}
 	st := l.Store.State()
 	now := time.Now().UTC()
+	l.overcome(ctx, t, st, now)
 	for _, c := range alert.Step(alert.Input{
 		Now: now, Every: l.Reports.every, NoDataAfter: l.Alerting.NoDataAfter, Rules: l.Alerting.Rules,
-		History: in.History, Facts: l.alertFacts(in, verdicts, st, now), Alerts: st.Alerts,
+		History: in.History, Uses: l.uses(now), Facts: l.alertFacts(in, verdicts, st, now), Alerts: st.Alerts,
 	}) {
-		if _, err := l.propose(ctx, t, state.Command{SetAlert: &c}); err != nil {
-			l.log.Warn("record alert failed", "alert", c.Key, "error", err)
+		if !l.setAlert(ctx, t, c) {
 			continue
 		}
 		if a := c.Alert; a != nil && (a.Phase == state.Firing || a.Phase == state.Resolved) && a.Phase != c.Was {
@@ -75,9 +50,54 @@ func (l *Leader) alerts(ctx context.Context, t Term, in decide.Input, verdicts [
 	}
 }
 
+func (l *Leader) setAlert(ctx context.Context, t Term, c state.SetAlert) bool {
+	if _, err := l.propose(ctx, t, state.Command{SetAlert: &c}); err != nil {
+		l.log.Warn("record alert failed", "alert", c.Key, "error", err)
+		return false
+	}
+	return true
+}
+
+// uses reads what the burn rates are judged by.
+func (l *Leader) uses(now time.Time) map[string]alert.Uses {
+	out := map[string]alert.Uses{}
+	for _, r := range l.Alerting.Rules {
+		if b := r.Burn; b != nil {
+			out[r.Key()] = alert.Uses{Long: l.Reports.Burnt(now, b.Goal, b.Long), Short: l.Reports.Burnt(now, b.Goal, b.Short)}
+		}
+	}
+	return out
+}
+
+// overcome has people told that there is a leader again, if agents have told
+// them that there was none: each agent says so in its reports for a while. The
+// alert goes the way of all others, so that its end is told once.
+func (l *Leader) overcome(ctx context.Context, t Term, st *state.State, now time.Time) {
+	old := st.Alerts[alert.NoLeaderRule]
+	var cried time.Time
+	for _, r := range l.Reports.Fresh(now) {
+		if r.Cried.After(old.Resolved) && (cried.IsZero() || r.Cried.Before(cried)) {
+			cried = r.Cried
+		}
+	}
+	if cried.IsZero() {
+		return
+	}
+	a := state.Alert{
+		Rule: alert.NoLeaderRule, Severity: alert.Page, Phase: state.Resolved, Since: cried, Fired: cried, Resolved: now,
+		Text: "the mesh has a leader again", Told: map[string]state.Phase{},
+	}
+	for _, r := range l.Alerting.Receivers {
+		if r.Wants(a.Severity) {
+			a.Told[r.Name()] = state.Firing
+		}
+	}
+	l.setAlert(ctx, t, state.SetAlert{Key: a.Key(), Was: old.Phase, Alert: &a})
+}
+
 // alertFacts says of each rule that is not about a metric whether it holds.
 func (l *Leader) alertFacts(in decide.Input, verdicts []decide.Verdict, st *state.State, now time.Time) map[string]alert.Fact {
-	facts := map[string]alert.Fact{}
+	facts, reports := map[string]alert.Fact{}, l.Reports.Fresh(now)
 	set := func(rule, service string, holds bool, format string, args ...any) {
 		facts[state.AlertKey(rule, service)] = alert.Fact{Holds: holds, Text: fmt.Sprintf(format, args...)}
 	}
@@ -102,16 +122,25 @@ func (l *Leader) alertFacts(in decide.Input, verdicts []decide.Verdict, st *stat
 			set(alert.NoDataRule, v.Service, last.Heard == 0 && last.Expected > 0, "none of its %d machines is heard", last.Expected)
 		}
 	}
+	for service, machines := range evicting(l.Alerting.Rules, reports) {
+		set(alert.EvictionRule, service, len(machines) > 0, "Redis evicts keys or refuses writes on %s", strings.Join(machines, ", "))
+	}
+	for _, j := range l.Jobs {
+		r, bad := unsuccessful(st.Job(j.Name).Runs)
+		set(alert.JobRule+j.Name, j.Service, bad, "run %s is %s: %s", r.ID, r.State, r.Detail)
+	}
 	if l.Alerting.Voters != nil {
 		if all, alive := l.Alerting.Voters(); all > 2 {
 			set(alert.QuorumRule, "", alive <= all/2+1, "%d of %d voters are alive: one more lost, and nobody can lead", alive, all)
 		}
 	}
 	if k, err := l.lockKeeper(); err == nil {
-		stuck := k.stuck(st)
-		set(alert.FenceRule, "", stuck != "", "%s", stuck)
+		// A new leader does not say that it is over before it has looked.
+		if stuck := k.stuck(st); stuck != "" || now.Sub(k.began) > wantedFor {
+			set(alert.FenceRule, "", stuck != "", "%s", stuck)
+		}
 	}
-	if by := l.configs(in); len(by) > 0 {
+	if by := configs(reports); len(by) > 0 {
 		set(alert.ConfigRule, "", len(by) > 1, "machines run with %d different mesh.toml: %s", len(by), strings.Join(by, ", "))
 	}
 	return facts
@@ -133,98 +162,49 @@ func lastOutcome(es []state.Event, service string) (e state.Event, failed bool) 
 	return e, false
 }
 
+// evicting lists, for each service that has a rule about it, the machines whose
+// Redis is full.
+func evicting(rules []alert.Rule, reports []report.Report) map[string][]string {
+	out := map[string][]string{}
+	for _, r := range rules {
+		if r.Name == alert.EvictionRule {
+			out[r.Service] = nil
+		}
+	}
+	for _, r := range reports {
+		if _, wanted := out[r.Service]; wanted && r.Evicting {
+			out[r.Service] = append(out[r.Service], r.Machine)
+		}
+	}
+	return out
+}
+
+// unsuccessful returns the newest run that says how a job fares, and whether it
+// fares badly. A tick that was passed over because a person paused the job, or a
+// claim that was given back, says nothing.
+func unsuccessful(runs []state.Run) (r state.Run, bad bool) {
+	for _, r := range slices.Backward(runs) {
+		switch r.State {
+		case state.RunDone:
+			return r, false
+		case state.RunFailed, state.RunLost:
+			return r, true
+		case state.RunSkipped:
+			if !strings.HasPrefix(r.Detail, pausedBy) {
+				return r, true
+			}
+		}
+	}
+	return r, false
+}
+
 // configs lists the hashes of mesh.toml that are reported, sorted.
-func (l *Leader) configs(in decide.Input) []string {
+func configs(reports []report.Report) []string {
 	by := map[string]bool{}
-	for _, m := range in.Machines {
-		if r, _, fresh, ok := l.Reports.Latest(in.Now, m.ID); ok && fresh && r.Config != "" {
+	for _, r := range reports {
+		if r.Config != "" {
 			by[r.Config] = true
 		}
 	}
 	return sortedKeys(by)
-}
-
-// deliver tells one receiver what it has not been told, until the term ends.
-// A receiver that cannot be reached is asked again later; what it missed is in
-// the replicated state.
-func (l *Leader) deliver(ctx context.Context, t Term, r Receiver) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	sent := map[string]time.Time{} // by key, of this term
-	var wait time.Duration
-	var next time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now := time.Now()
-		if now.Before(next) {
-			continue
-		}
-		wait, next = l.deliverDue(ctx, t, r, sent, wait, now)
-	}
-}
-
-// deliverDue sends what is due, up to the first failure that may pass. It
-// returns the new backoff and when to try again.
-func (l *Leader) deliverDue(ctx context.Context, t Term, r Receiver, sent map[string]time.Time, wait time.Duration, now time.Time) (time.Duration, time.Time) {
-	st := l.Store.State()
-	for _, key := range st.AlertKeys() {
-		a := st.Alerts[key]
-		if !due(st, a, r, sent[key], now) {
-			continue
-		}
-		if err := l.Store.Verify(ctx); err != nil {
-			return wait, now.Add(time.Second)
-		}
-		n := Notice{Mesh: l.Alerting.Mesh, Key: key, Alert: a, Summary: l.summary(a), Resolved: a.Phase == state.Resolved}
-		err := r.Send(ctx, n)
-		if ctx.Err() != nil {
-			return wait, now
-		}
-		refused := errors.Is(err, ErrRefused)
-		l.Metrics.notified(r.Name(), err)
-		if err != nil && !refused {
-			wait = min(max(time.Second, 2*wait), maxBackoff)
-			l.log.Warn("tell receiver failed", "receiver", r.Name(), "alert", key, "again_in", wait.String(), "error", err)
-			return wait, time.Now().Add(wait)
-		}
-		if refused {
-			l.log.Error("receiver refuses an alert", "receiver", r.Name(), "alert", key, "error", err)
-		}
-		wait, sent[key] = 0, now
-		if a.Told[r.Name()] != a.Phase {
-			c := &state.TellAlert{Key: key, Receiver: r.Name(), Phase: a.Phase, Fired: a.Fired}
-			if _, err := l.propose(ctx, t, state.Command{TellAlert: c}); err != nil {
-				l.log.Warn("record notice failed", "receiver", r.Name(), "alert", key, "error", err)
-			}
-		}
-	}
-	return wait, now
-}
-
-// due says whether a receiver is to be told of an alert now. Only who was told
-// that it fires is told that it is over.
-func due(st *state.State, a state.Alert, r Receiver, sent, now time.Time) bool {
-	told := a.Told[r.Name()]
-	_, silent := st.SilencedAt(a, now)
-	switch a.Phase {
-	case state.Firing:
-		again := r.Again() > 0 && now.Sub(sent) >= r.Again()
-		return r.Wants(a.Severity) && !silent && (told == "" || told == state.Firing && again)
-	case state.Resolved:
-		return told == state.Firing
-	}
-	return false
-}
-
-func (l *Leader) summary(a state.Alert) string {
-	for _, r := range l.Alerting.Rules {
-		if r.Name == a.Rule && r.Service == a.Service {
-			return r.Summary
-		}
-	}
-	return a.Rule
 }

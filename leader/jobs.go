@@ -19,6 +19,7 @@ const (
 	jobTick  = time.Second
 	tellWait = 4 * time.Second
 	tellNext = 2 * time.Second // before a machine is told again to start a run
+	pausedBy = "paused by "    // begins the detail of a tick that a pause passed over
 )
 
 // The verbs of a job's agent, besides those of every holder.
@@ -116,7 +117,7 @@ func (j *jobs) due(ctx context.Context, st *state.State, job Job) {
 	waits, s, m := j.mayRun(st, job)
 	switch {
 	case mem.PausedUntil.After(now):
-		j.skip(ctx, job, tick, fmt.Sprintf("paused by %s until %s: %s", mem.PausedBy, mem.PausedUntil.Format(time.RFC3339), cmp.Or(mem.PauseReason, "no reason given")))
+		j.skip(ctx, job, tick, fmt.Sprintf(pausedBy+"%s until %s: %s", mem.PausedBy, mem.PausedUntil.Format(time.RFC3339), cmp.Or(mem.PauseReason, "no reason given")))
 	case now.Sub(tick) > job.Misfire:
 		why := cmp.Or(j.waiting(job.Name, ""), waits)
 		if j.began.After(tick.Add(job.Misfire)) {

@@ -1,8 +1,11 @@
 package leader
 
 import (
+	"encoding/binary"
+	"errors"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/history"
 	"flymesh/leader/window"
 )
@@ -16,11 +19,11 @@ func (r *Reports) tick(now time.Time) {
 				r.h.Add(name, s[len(s)-1])
 			}
 		}
-		for _, id := range w.Machines() {
-			if rep, age, ok := w.Latest(now, id); ok && w.Fresh(age) {
-				r.h.AddMachine(now, rep)
-			}
+		reports := fresh(w, now)
+		for _, rep := range reports {
+			r.h.AddMachine(now, rep)
 		}
+		r.b.Add(now, reports)
 	})
 }
 
@@ -57,14 +60,30 @@ func (r *Reports) PastOfMachines(service string, since time.Time) map[string][]h
 	return out
 }
 
-// ExportPast returns the history for a new voter.
-func (r *Reports) ExportPast() (b []byte) {
-	r.with(func(*window.Window) { b = r.h.Export() })
-	return b
+// Burnt returns what is known of a goal over the span that ends now.
+func (r *Reports) Burnt(now time.Time, g burn.Goal, span time.Duration) (u burn.Use) {
+	r.with(func(*window.Window) { u = r.b.Over(now, g.Service, g.Target, span) })
+	return u
 }
 
-// ImportPast merges the history of another voter.
+// ExportPast returns the history and the burn rates for a new voter: the length
+// of the first, the first, the second.
+func (r *Reports) ExportPast() (b []byte, err error) {
+	r.with(func(*window.Window) {
+		day := r.h.Export()
+		var rates []byte
+		rates, err = r.b.Export()
+		b = append(append(binary.LittleEndian.AppendUint32(nil, uint32(len(day))), day...), rates...)
+	})
+	return b, err
+}
+
+// ImportPast merges what another voter knows of the past.
 func (r *Reports) ImportPast(b []byte) (err error) {
-	r.with(func(*window.Window) { err = r.h.Import(b) })
+	if len(b) < 4 || uint64(len(b)-4) < uint64(binary.LittleEndian.Uint32(b)) {
+		return errors.New("import the past: it ends too early")
+	}
+	n := 4 + binary.LittleEndian.Uint32(b)
+	r.with(func(*window.Window) { err = errors.Join(r.h.Import(b[4:n]), r.b.Import(b[n:])) })
 	return err
 }

@@ -152,6 +152,9 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	for _, r := range l.Alerting.Receivers {
 		l.drivers.Go(func() { l.deliver(ctx, t, r) })
 	}
+	for _, r := range l.Alerting.Steps {
+		l.drivers.Go(func() { l.deliverSteps(ctx, t, r) })
+	}
 	l.Metrics.begin(l.Store.State(), l.Services)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()

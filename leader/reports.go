@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 	"flymesh/leader/history"
 	"flymesh/leader/window"
@@ -16,19 +17,20 @@ import (
 type Reports struct {
 	every time.Duration
 
-	mu sync.Mutex // guards w and h
+	mu sync.Mutex // guards w, h and b
 	w  *window.Window
 	h  *history.History
+	b  *burn.Store
 }
 
 // NewReports returns an empty window with one sample each every, which holds
-// enough history for every rule of the policy.
-func NewReports(every time.Duration, policy decide.Policy) *Reports {
+// enough history for every rule of the policy, and three days of the goals.
+func NewReports(every time.Duration, policy decide.Policy, goals ...burn.Goal) *Reports {
 	least := map[string]int{}
 	for _, s := range policy.Services {
 		least[s.Name] = s.MinSamples
 	}
-	return &Reports{every: every, h: history.New(every), w: window.New(window.Config{
+	return &Reports{every: every, h: history.New(every), b: burn.New(every, goals...), w: window.New(window.Config{
 		Every: every, Keep: max(window.DefaultKeep, policy.Longest()+time.Minute),
 		MinSamples: func(service string) int { return least[service] },
 	})}
@@ -84,4 +86,20 @@ func (r *Reports) Latest(now time.Time, machine string) (rep report.Report, age 
 		fresh = ok && w.Fresh(age)
 	})
 	return rep, age, fresh, ok
+}
+
+// Fresh returns the newest report of every machine that is young enough to be
+// believed, by machine.
+func (r *Reports) Fresh(now time.Time) (out []report.Report) {
+	r.with(func(w *window.Window) { out = fresh(w, now) })
+	return out
+}
+
+func fresh(w *window.Window, now time.Time) (out []report.Report) {
+	for _, id := range w.Machines() {
+		if rep, age, ok := w.Latest(now, id); ok && w.Fresh(age) {
+			out = append(out, rep)
+		}
+	}
+	return out
 }

@@ -5,9 +5,11 @@ import (
 	"math"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"flymesh/leader/alert"
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 )
 
@@ -22,6 +24,7 @@ const (
 type Alerts struct {
 	Alertmanager  []string      // base URLs; every instance of a cluster
 	PagerDutyURL  string        // pagerduty_url
+	Changes       bool          // pagerduty_changes: tell PagerDuty of scaling steps
 	Webhook       string        // URL; empty: none
 	NoDataAfter   time.Duration // no_data_after: a rule about which nothing is known for so long shows it
 	NoLeaderAfter time.Duration // no_leader_after: without a leader for so long every agent tells people itself
@@ -31,6 +34,7 @@ func readAlerts(t *table, d Alerts) Alerts {
 	a := Alerts{
 		Alertmanager:  t.list("alertmanager", nil, "[]"),
 		PagerDutyURL:  t.str("pagerduty_url", d.PagerDutyURL),
+		Changes:       t.flag("pagerduty_changes", d.Changes),
 		Webhook:       t.str("webhook", d.Webhook),
 		NoDataAfter:   t.span("no_data_after", d.NoDataAfter, 0, 24*time.Hour),
 		NoLeaderAfter: t.span("no_leader_after", d.NoLeaderAfter, 0, time.Hour),
@@ -42,10 +46,23 @@ func readAlerts(t *table, d Alerts) Alerts {
 		}
 	}
 	checkReceiver(t, "pagerduty_url", a.PagerDutyURL)
+	if a.Changes && a.ChangeURL() == "" {
+		t.f.bad(t.at("pagerduty_url"), "", "must end in %s, or pagerduty_changes be false: the address of change events follows from it", pagerDutyPath)
+	}
 	if a.Webhook != "" {
 		checkReceiver(t, "webhook", a.Webhook)
 	}
 	return a
+}
+
+const pagerDutyPath = "/v2/enqueue"
+
+// ChangeURL is where PagerDuty takes change events; empty: it cannot be told.
+func (a Alerts) ChangeURL() string {
+	if base, ok := strings.CutSuffix(a.PagerDutyURL, pagerDutyPath); ok {
+		return base + "/v2/change/enqueue"
+	}
+	return ""
 }
 
 // checkReceiver notes what is wrong with a URL. It is not shown: it may hold a
@@ -96,9 +113,57 @@ func (c *Config) AlertRules() []alert.Rule {
 	for _, s := range c.Services {
 		rules = append(rules, alert.Metrics(s.Name, alert.Page, s.Page)...)
 		rules = append(rules, alert.Metrics(s.Name, alert.Warn, s.Warn)...)
+		for _, g := range s.goals() {
+			rules = append(rules, alert.Burns(g)...)
+		}
 		rules = append(rules, alert.OfService(s.Name)...)
+		if slices.ContainsFunc(s.Probes, func(p Probe) bool { return p.Type == probeRedis }) {
+			rules = append(rules, alert.OfRedis(s.Name))
+		}
+	}
+	for _, j := range c.Jobs {
+		rules = append(rules, alert.OfJob(j.Name, j.Service))
 	}
 	return rules
+}
+
+// Goals are the targets whose burn rates are watched.
+func (c *Config) Goals() (all []burn.Goal) {
+	for _, s := range c.Services {
+		all = append(all, s.goals()...)
+	}
+	return all
+}
+
+func (s Service) goals() (all []burn.Goal) {
+	for _, name := range s.BurnRates {
+		g := burn.Goal{Service: s.Name, Target: burn.Target(name), Allowed: s.Targets.ErrorRate, Least: float64(s.Policy.MinSamples)}
+		if g.Target == burn.Latency {
+			g.Allowed, g.Slow = burn.SlowAllowed, s.Targets.P95.Seconds()
+		}
+		all = append(all, g)
+	}
+	return all
+}
+
+// readBurnRates reads the targets whose burn rates are watched: each must be
+// there and have a probe.
+func readBurnRates(t *table, g Targets, sources map[decide.Metric]bool) []string {
+	names := t.list("burn_rates", nil, "[]")
+	for i, name := range names {
+		at, m := fmt.Sprintf("%s[%d]", t.at("burn_rates"), i), decide.Metric(name)
+		switch {
+		case m != decide.ErrorRate && m != decide.P95:
+			t.f.bad(at, literal(name), `must be "error_rate" or "p95"`)
+		case slices.Index(names, name) != i:
+			t.f.bad(at, literal(name), "is listed twice")
+		case m == decide.ErrorRate && g.ErrorRate == 0, m == decide.P95 && g.P95 == 0:
+			t.f.bad(at, literal(name), "targets.%s is 0: without a target nothing is used up", name)
+		case !sources[m]:
+			t.f.bad(at, literal(name), "no probe of this service supplies %s; %s", m, sourceAdvice(m))
+		}
+	}
+	return names
 }
 
 // checkAlertKeys says which keys the environment lacks.

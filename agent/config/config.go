@@ -54,9 +54,12 @@ type Service struct {
 	StopMode string         // stop | suspend
 	Owner    string         // mesh | proxy
 	Page     []decide.Rule  // who breaks one of these calls somebody
-	Warn     []decide.Rule  // these are told, and call nobody
-	Regions  []string       // where machines are created, in this order; empty: where the copied one runs
-	Proxy    Proxy
+	// BurnRates are the targets (error_rate, p95) of which people are told how
+	// fast they are used up.
+	BurnRates []string
+	Warn      []decide.Rule // these are told, and call nobody
+	Regions   []string      // where machines are created, in this order; empty: where the copied one runs
+	Proxy     Proxy
 }
 
 // Proxy is the [service.NAME.proxy] table: a measuring reverse proxy in front

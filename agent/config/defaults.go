@@ -38,7 +38,8 @@ func Default() Config {
 	}, Alerts: Alerts{
 		NoDataAfter:   5 * time.Minute,
 		NoLeaderAfter: time.Minute,
-		PagerDutyURL:  "https://events.pagerduty.com/v2/enqueue",
+		PagerDutyURL:  "https://events.pagerduty.com" + pagerDutyPath,
+		Changes:       true,
 	}}
 }
 

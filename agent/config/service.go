@@ -60,6 +60,7 @@ func readService(t *table, name string, m Mesh) Service {
 	page, warn := defaultAlerts(s.Targets, sources)
 	s.Page = readRules(t, "page", page, said, "", m, sources)
 	s.Warn = readRules(t, "warn", warn, "the targets for 5m whose metric has a probe", "", m, sources)
+	s.BurnRates = readBurnRates(t, s.Targets, sources)
 	return s
 }
 

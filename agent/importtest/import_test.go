@@ -17,7 +17,7 @@ import (
 
 // pure are the packages that only turn values into values.
 var pure = []string{
-	"leader/decide", "leader/window", "leader/alert", "leader/history", "raftstore/state", "raftstore/epoch", "probes/report", "probes/gate",
+	"leader/decide", "leader/window", "leader/alert", "leader/burn", "leader/history", "raftstore/state", "raftstore/epoch", "probes/report", "probes/gate",
 }
 
 // pureMayImport are the packages of the standard library and the small pure

@@ -164,7 +164,7 @@ queue = "waiting"
 scope = "service"
 [service.api]
 page = ["queue > 25 for 8s"]
-warn = []`, am, duty.URL, hook.URL, app.URL), 1))
+warn = []`, am, duty.URL+"/v2/enqueue", hook.URL, app.URL), 1))
 
 	phase := func() state.Phase {
 		for _, x := range m.running() {

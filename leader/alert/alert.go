@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 	"flymesh/leader/window"
 	"flymesh/raftstore/state"
@@ -22,12 +23,14 @@ const (
 	Warn = "warn" // somebody looks when there is time
 )
 
-// Rule is one thing to be told of: a metric over a line, or a fact of the mesh.
+// Rule is one thing to be told of: a metric over a line, a target that is used
+// up too fast, or a fact of the mesh.
 type Rule struct {
 	Name     string // stable, also for Alertmanager and PagerDuty
 	Service  string // empty: of the mesh itself
 	Severity string
-	When     decide.Rule   // of a metric rule; its Metric is empty for a fact
+	When     decide.Rule   // of a metric rule; its Metric is empty for others
+	Burn     *burn.Rule    // of a burn rate; nil for others
 	For      time.Duration // how long it must hold
 	Summary  string        // what it means, in one sentence
 }
@@ -41,6 +44,9 @@ type Fact struct {
 	Text  string // why, in one sentence; of one that holds
 }
 
+// Uses is what a burn rate is judged by: its long and its short span.
+type Uses struct{ Long, Short burn.Use }
+
 // Input is all that Step depends on.
 type Input struct {
 	Now         time.Time
@@ -48,6 +54,7 @@ type Input struct {
 	NoDataAfter time.Duration // without data for this long a rule is in no_data; 0: never
 	Rules       []Rule
 	History     map[string][]window.Sample // by service, oldest first
+	Uses        map[string]Uses            // by Rule.Key, of burn rates
 	Facts       map[string]Fact            // by Rule.Key; a rule without one is not judged
 	Alerts      map[string]state.Alert     // as kept, by key
 }

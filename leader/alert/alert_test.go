@@ -2,9 +2,11 @@ package alert
 
 import (
 	"math"
+	"strings"
 	"testing"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 	"flymesh/leader/window"
 	"flymesh/probes/report"
@@ -207,5 +209,51 @@ func TestFactsAndOrphans(t *testing.T) {
 	in.Now = t0.Add(time.Minute)
 	if got = Step(in); len(got) != 1 || got[0].Alert.Phase != state.Firing || got[0].Alert.Text != "2 of 3" {
 		t.Errorf("a minute later = %+v, want firing", got)
+	}
+}
+
+// TestBurnRate takes one rule through its phases: it fires at once, its spans
+// say how long; what is not known resolves nothing; a rate about its line is one
+// alert; a mesh that has not watched for long enough has no data.
+func TestBurnRate(t *testing.T) {
+	r := Burns(burn.Goal{Service: "n8n", Target: burn.Errors, Allowed: 0.01})[0]
+	if r.Key() != "error_rate_burn_1h/n8n" || r.Severity != Page || Burns(r.Burn.Goal)[2].Severity != Warn {
+		t.Errorf("rule %+v", r)
+	}
+	w := &world{t: t, rule: r, now: t0, in: Input{Every: every, NoDataAfter: 5 * time.Minute, Rules: []Rule{r}, Alerts: map[string]state.Alert{}}}
+	look := func(d time.Duration, long, short, covered float64) {
+		t.Helper()
+		w.now = w.now.Add(d)
+		use := func(rate, covered float64) burn.Use {
+			return burn.Use{Requests: 1e4, Share: rate / 100, Covered: covered, First: t0, Last: w.now}
+		}
+		w.in.Uses = map[string]Uses{r.Key(): {use(long, covered), use(short, covered)}}
+		w.step()
+	}
+	look(time.Minute, 0, 0, 0.02)
+	w.want("")
+	look(4*time.Minute, 0, 0, 0.1)
+	w.want(state.NoData)
+	if got := w.alert().Text; !strings.Contains(got, "10 % of the last 1h are known") {
+		t.Errorf("text = %q", got)
+	}
+	look(time.Hour, 0, 0, 1)
+	w.want("")
+	look(time.Minute, 14.5, 30, 1)
+	w.want(state.Firing)
+	if got, want := w.alert().Text, "n8n: the error rate uses up what its target allows 14.5 times as fast over 1h and 30 times over 5m (rule: error_rate burns over 14.4x for 1h and 5m)"; got != want {
+		t.Errorf("text = %q, want %q", got, want)
+	}
+	look(time.Minute, 14.3, 30, 1) // hardly under the line
+	w.want(state.Firing)
+	look(20*time.Minute, 1, 1, 0.1) // hardly anything is known
+	w.want(state.Firing)
+	if w.alert().Unknown.IsZero() {
+		t.Error("an alert about which nothing is known does not say so")
+	}
+	look(time.Minute, 20, 0, 1)
+	w.want(state.Resolved)
+	if n := len(w.log); n != 5 {
+		t.Errorf("%d entries of the log: %v", n, w.log)
 	}
 }

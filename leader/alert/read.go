@@ -5,6 +5,7 @@ import (
 	"math"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 	"flymesh/leader/window"
 )
@@ -30,6 +31,9 @@ type verdict struct {
 
 // read judges a rule; false where there is nothing to judge it by.
 func (in Input) read(r Rule) (verdict, bool) {
+	if r.Burn != nil {
+		return in.burning(*r.Burn, in.Uses[r.Key()]), true
+	}
 	if r.When.Metric == "" {
 		f, ok := in.Facts[r.Key()]
 		if !ok {
@@ -41,6 +45,30 @@ func (in Input) read(r Rule) (verdict, bool) {
 		return verdict{is: good, calm: true, text: "it is so no more"}, true
 	}
 	return in.metric(r), true
+}
+
+// burning judges a burn rate. It has no duration of its own: its spans say how
+// long. Where it is not known whether it holds, since is from when reports were
+// heard, or from when they were not.
+func (in Input) burning(r burn.Rule, u Uses) verdict {
+	holds, known, past := r.Judge(u.Long, u.Short)
+	rate := r.Rate(u.Long)
+	v := verdict{is: good, since: in.Now, calm: past, value: &rate, text: fmt.Sprintf("%s uses up what its target allows %.3g times as fast over %s and %.3g times over %s",
+		name(decide.Metric(r.Target)), rate, burn.Span(r.Long), r.Rate(u.Short), burn.Span(r.Short))}
+	switch {
+	case holds:
+		v.is, v.text = bad, fmt.Sprintf("%s (rule: %s)", v.text, r)
+	case !known:
+		v.is, v.value = unknown, nil
+		v.text = fmt.Sprintf("%.0f %% of the last %s are known", 100*u.Long.Covered, burn.Span(r.Long))
+		if v.since = u.Long.First; in.Now.Sub(u.Long.Last) > freshPeriods*in.Every {
+			v.since = u.Long.Last
+		}
+		if v.since.IsZero() {
+			v.since, v.text = in.Now, "the service has not been heard yet"
+		}
+	}
+	return v
 }
 
 func (in Input) metric(r Rule) verdict {

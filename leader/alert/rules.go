@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 )
 
@@ -17,6 +18,8 @@ const (
 	QuorumRule      = "quorum_edge"      // one more voter lost, and nobody can lead
 	ConfigRule      = "config_differs"   // machines run with different mesh.toml
 	FenceRule       = "fence_blocked"    // a wanted lock is not free, because its holder cannot be proven gone
+	EvictionRule    = "redis_full"       // a Redis evicts keys or refuses writes
+	JobRule         = "job_failed_"      // and the job's name: its newest run failed, was lost or was missed
 	NoLeaderRule    = "no_leader"        // told by each agent that sees it, under one key
 )
 
@@ -35,6 +38,21 @@ func Metrics(service, severity string, rules []decide.Rule) []Rule {
 	return out
 }
 
+// Burns returns the rules of a goal: error_rate_burn_1h and so on. The slow one
+// is nothing to get up for.
+func Burns(g burn.Goal) []Rule {
+	var out []Rule
+	for _, r := range burn.Rules(g) {
+		severity := Page
+		if r.Factor <= 1 {
+			severity = Warn
+		}
+		name := fmt.Sprintf("%s_burn_%s", r.Target, burn.Span(r.Long))
+		out = append(out, Rule{Name: name, Service: g.Service, Severity: severity, Burn: &r, Summary: r.String()})
+	}
+	return out
+}
+
 // OfService returns what the mesh itself says of one service.
 func OfService(service string) []Rule {
 	return []Rule{
@@ -44,6 +62,22 @@ func OfService(service string) []Rule {
 		{Name: OperationRule, Service: service, Severity: Warn, Summary: "the newest scaling step failed"},
 		{Name: ImprovementRule, Service: service, Severity: Page, Summary: "more machines do not help: the cause is downstream"},
 	}
+}
+
+// OfRedis returns what the mesh says of a service that is watched by a probe of
+// Redis.
+func OfRedis(service string) Rule {
+	return Rule{Name: EvictionRule, Service: service, Severity: Warn, For: time.Minute, Summary: "Redis is full: it evicts keys or refuses writes"}
+}
+
+// OfJob returns what the mesh says of one job, under the service that runs it.
+func OfJob(job, service string) Rule {
+	return Rule{Name: JobRule + job, Service: service, Severity: Warn, Summary: "the newest run of the job failed, was lost or was missed"}
+}
+
+// NoLeader is what agents tell people themselves, and a leader the end of.
+func NoLeader() Rule {
+	return Rule{Name: NoLeaderRule, Severity: Page, Summary: "nobody leads the mesh"}
 }
 
 // OfMesh returns what the mesh says of itself.

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"flymesh/leader"
-	"flymesh/leader/alert"
 )
 
 const sendTimeout = 10 * time.Second
@@ -120,72 +119,4 @@ func (a *Alertmanager) Send(ctx context.Context, n leader.Notice) error {
 		return fmt.Errorf("post alert: %w: %w", leader.ErrRefused, err)
 	}
 	return a.post(ctx, to, http.Header{}, body)
-}
-
-// PagerDuty is the Events API v2. Only pages go there.
-type PagerDuty struct {
-	client
-	url string
-	key func() string
-}
-
-// NewPagerDuty returns PagerDuty with a routing key.
-func NewPagerDuty(to string, key func() string) *PagerDuty { return &PagerDuty{newClient(), to, key} }
-
-// Name implements leader.Receiver.
-func (p *PagerDuty) Name() string { return "pagerduty" }
-
-// Wants implements leader.Receiver.
-func (p *PagerDuty) Wants(severity string) bool { return severity == alert.Page }
-
-// Again implements leader.Receiver.
-func (p *PagerDuty) Again() time.Duration { return 0 }
-
-type pdEvent struct {
-	RoutingKey string     `json:"routing_key"`
-	Action     string     `json:"event_action"`
-	DedupKey   string     `json:"dedup_key"`
-	Client     string     `json:"client,omitempty"`
-	Payload    *pdPayload `json:"payload,omitempty"`
-}
-
-type pdPayload struct {
-	Summary   string         `json:"summary"`
-	Source    string         `json:"source"`
-	Severity  string         `json:"severity"`
-	Timestamp time.Time      `json:"timestamp"`
-	Component string         `json:"component,omitempty"`
-	Group     string         `json:"group"`
-	Class     string         `json:"class"`
-	Details   map[string]any `json:"custom_details"`
-}
-
-// Send implements leader.Receiver.
-func (p *PagerDuty) Send(ctx context.Context, n leader.Notice) error {
-	e := pdEvent{RoutingKey: p.key(), Action: "trigger", DedupKey: dedup(n), Client: "flymesh"}
-	if n.Resolved {
-		e.Action = "resolve"
-	}
-	e.Payload = &pdPayload{
-		Summary: clip(n.Alert.Text, 1024), Source: n.Mesh, Severity: "critical", Timestamp: n.Alert.Fired, Component: n.Alert.Service,
-		Group: n.Mesh, Class: n.Alert.Rule, Details: map[string]any{"rule": n.Summary, "since": n.Alert.Since, "value": n.Alert.Value},
-	}
-	body, err := encode(e)
-	if err != nil {
-		return err
-	}
-	return p.post(ctx, p.url, http.Header{}, body)
-}
-
-// dedup is the same for one alert whoever tells of it.
-func dedup(n leader.Notice) string { return "flymesh/" + n.Mesh + "/" + n.Key }
-
-func clip(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	for most > 0 && s[most]&0xc0 == 0x80 { // not within a character
-		most--
-	}
-	return s[:most]
 }

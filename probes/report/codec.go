@@ -17,6 +17,8 @@ const (
 	maxID     = 64  // Machine, Boot, Service, Version
 	maxShort  = 32  // Region, Config
 	maxReason = 160 // longer reasons are cut
+
+	maxCried = 1 << 33 // seconds; the year 2242
 )
 
 // hasLatency is the presence bit of the sketch; those of values come before it,
@@ -30,7 +32,8 @@ const (
 	flagReplication
 	flagReplica
 	flagLinked
-	flagEnd // above all that are known
+	flagTells // Evicting or Cried
+	flagEnd   // above all that are known
 )
 
 // Encode returns the report in at most MaxSize bytes: a too large latency
@@ -75,12 +78,19 @@ func (r Report) Encode() ([]byte, error) {
 			flags |= flagLinked
 		}
 	}
+	tells := r.tells()
+	if tells > 0 {
+		flags |= flagTells
+	}
 
 	b := make([]byte, 0, MaxSize)
 	b = append(b, wireVersion, present, flags, byte(r.Readiness))
 	b = binary.AppendUvarint(b, r.Seq)
 	b = binary.AppendUvarint(b, r.Epoch)
 	b = binary.AppendUvarint(b, uint64(r.Uptime))
+	if tells > 0 {
+		b = binary.AppendUvarint(b, tells)
+	}
 	for _, t := range r.texts() {
 		b = append(b, byte(len(*t.text)))
 		b = append(b, *t.text...)
@@ -139,18 +149,25 @@ func decode(b []byte) (Report, error) {
 		r.QueueScope = QueueService
 	}
 
-	var uptime uint64
-	for _, n := range []*uint64{&r.Seq, &r.Epoch, &uptime} {
+	var uptime, tells uint64
+	numbers := []*uint64{&r.Seq, &r.Epoch, &uptime}
+	if flags&flagTells != 0 {
+		numbers = append(numbers, &tells)
+	}
+	for _, n := range numbers {
 		x, size := binary.Uvarint(b)
 		if size <= 0 {
 			return Report{}, errShort
 		}
 		*n, b = x, b[size:]
 	}
-	if uptime > math.MaxInt64 {
+	if uptime > math.MaxInt64 || tells>>1 > maxCried || flags&flagTells != 0 && tells == 0 {
 		return Report{}, errRange
 	}
-	r.Uptime = time.Duration(uptime)
+	r.Uptime, r.Evicting = time.Duration(uptime), tells&1 == 1
+	if tells > 1 {
+		r.Cried = time.Unix(int64(tells>>1), 0).UTC()
+	}
 
 	for _, t := range r.texts() {
 		if len(b) < 1 || len(b) < 1+int(b[0]) {
@@ -244,6 +261,17 @@ func (c *Replication) read(b []byte) ([]byte, error) {
 		}
 	}
 	return b, nil
+}
+
+// tells is Cried in seconds, doubled, and one more for Evicting.
+func (r *Report) tells() (x uint64) {
+	if at := r.Cried.Unix(); at > 0 && at <= maxCried {
+		x = uint64(at) << 1
+	}
+	if r.Evicting {
+		x |= 1
+	}
+	return x
 }
 
 // values lists the measurements in the order of their presence bits.

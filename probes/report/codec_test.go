@@ -23,6 +23,7 @@ func full() Report {
 		InFlight: Of(3), Requests: Of(2000), Errors: Of(0), Latency: s,
 		Readiness: Ready, Reason: "probe redis: slow", Busy: true, Leaving: true,
 		Replication: &Replication{Replica: true, Linked: true, History: 1 << 31, Offset: 1 << 50, LagBytes: Of(1 << 40), LagSeconds: Of(86400)},
+		Evicting:    true, Cried: time.Unix(1772366400, 0).UTC(),
 	}
 }
 
@@ -46,6 +47,10 @@ func TestRoundTrip(t *testing.T) {
 			QueueScope: QueueScope(rapid.IntRange(0, 1).Draw(t, "scope")),
 			Readiness:  Readiness(rapid.IntRange(0, int(Draining)).Draw(t, "ready")),
 			Busy:       rapid.Bool().Draw(t, "busy"), Leaving: rapid.Bool().Draw(t, "leaving"),
+			Evicting: rapid.Bool().Draw(t, "evicting"),
+		}
+		if rapid.Bool().Draw(t, "cried") {
+			r.Cried = time.Unix(rapid.Int64Range(1, maxCried).Draw(t, "at"), 0).UTC()
 		}
 		if rapid.Bool().Draw(t, "latency") {
 			r.Latency = sketches().Draw(t, "sketch")

@@ -106,6 +106,11 @@ type Report struct {
 	Reason    string // why it is not ready, or which probe fails; short
 	Busy      bool   // runs a job or holds a lock: not to be stopped
 	Leaving   bool   // the last report before an orderly end
+	Evicting  bool   // its Redis is full: it evicts keys or refuses writes
+
+	// Cried is when this machine told people that nobody leads, in whole seconds;
+	// zero: it has not. The leader that hears of it tells them that it is over.
+	Cried time.Time
 }
 
 // Replication is where one Redis stands in its history of writes.

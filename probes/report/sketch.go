@@ -83,6 +83,18 @@ func (s *Sketch) Quantile(q float64) float64 {
 // Count returns how many durations were counted.
 func (s *Sketch) Count() float64 { return s.dd.GetCount() }
 
+// Over returns how many durations are longer than a bound, as exactly as the
+// sketch is.
+func (s *Sketch) Over(seconds float64) (n float64) {
+	s.dd.ForEach(func(value, count float64) bool {
+		if value > seconds {
+			n += count
+		}
+		return false
+	})
+	return n
+}
+
 // Clone returns an independent copy.
 func (s *Sketch) Clone() *Sketch {
 	if s == nil {

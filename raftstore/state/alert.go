@@ -87,6 +87,13 @@ type TellAlert struct {
 	Fired    time.Time `json:"fired"`
 }
 
+// TellSteps records that a receiver has taken (or refused for good) the news of
+// all scaling steps up to an event. Rejected if it knows of a later one.
+type TellSteps struct {
+	Receiver string `json:"receiver"`
+	Index    uint64 `json:"index"`
+}
+
 // Silence keeps a rule from telling anybody until a time; one that has passed
 // ends a silence.
 type Silence struct {
@@ -138,6 +145,21 @@ func (s *State) tellAlert(index uint64, c Command) Result {
 	}
 	a.Told[m.Receiver] = m.Phase
 	s.Alerts[m.Key] = a
+	return Result{Index: index}
+}
+
+func (s *State) tellSteps(index uint64, c Command) Result {
+	m := c.TellSteps
+	if m.Receiver == "" || c.Term == 0 {
+		return reject(index, BadEntry, "only a leader tells a receiver of steps")
+	}
+	if old, ok := s.Told[m.Receiver]; ok && m.Index <= old {
+		return reject(index, Stale, fmt.Sprintf("%s knows of the steps up to %d", m.Receiver, old))
+	}
+	if s.Told == nil {
+		s.Told = map[string]uint64{}
+	}
+	s.Told[m.Receiver] = m.Index
 	return Result{Index: index}
 }
 

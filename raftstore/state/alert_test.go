@@ -122,3 +122,28 @@ func TestAlertLogSameBytes(t *testing.T) {
 		}
 	})
 }
+
+// TestToldSteps: what a receiver knows of steps only grows, and is no clone's.
+func TestToldSteps(t *testing.T) {
+	s := New()
+	apply(t, s, 1, elect(2, "m1"))
+	told := func(index uint64, term uint64, upTo uint64) Rejection {
+		return apply(t, s, index, Command{At: t0, Term: term, TellSteps: &TellSteps{Receiver: "pagerduty changes", Index: upTo}}).Rejection
+	}
+	if r := told(2, 2, 0); r != "" {
+		t.Errorf("the first word: %s", r)
+	}
+	before := s.Clone()
+	if r := told(3, 2, 7); r != "" || s.Told["pagerduty changes"] != 7 || before.Told["pagerduty changes"] != 0 {
+		t.Errorf("%s; told %v, before %v", r, s.Told, before.Told)
+	}
+	for i, r := range []Rejection{told(4, 2, 7), told(5, 2, 6), told(6, 1, 9), told(7, 0, 9)} {
+		if r == "" {
+			t.Errorf("word %d is taken", i)
+		}
+	}
+	b, _ := s.Snapshot()
+	if back, err := Restore(b); err != nil || back.Told["pagerduty changes"] != 7 {
+		t.Errorf("restored %v, %v", back.Told, err)
+	}
+}

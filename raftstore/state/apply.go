@@ -76,6 +76,8 @@ func (s *State) do(index uint64, c Command) Result {
 		return s.setAlert(index, c)
 	case c.TellAlert != nil:
 		return s.tellAlert(index, c)
+	case c.TellSteps != nil:
+		return s.tellSteps(index, c)
 	case c.Silence != nil:
 		return s.silence(index, c)
 	case c.Grant != nil:

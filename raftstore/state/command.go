@@ -36,6 +36,7 @@ type Command struct {
 
 	SetAlert  *SetAlert  `json:"set_alert,omitempty"`
 	TellAlert *TellAlert `json:"tell_alert,omitempty"`
+	TellSteps *TellSteps `json:"tell_steps,omitempty"`
 	Silence   *Silence   `json:"silence,omitempty"`
 	Grant     *Grant     `json:"grant,omitempty"`
 	Free      *Free      `json:"free,omitempty"`

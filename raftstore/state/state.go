@@ -35,6 +35,7 @@ type State struct {
 
 	Alerts   map[string]Alert    `json:"alerts,omitempty"`   // those that are not at rest, by Alert.Key
 	Silences map[string]Silenced `json:"silences,omitempty"` // by rule or key
+	Told     map[string]uint64   `json:"told,omitempty"`     // by receiver: index of the event up to which it knows of scaling steps
 
 	Locks   map[string]*Lock `json:"locks,omitempty"` // those that are held
 	Jobs    map[string]*Job  `json:"jobs,omitempty"`
@@ -209,6 +210,7 @@ func (s *State) Clone() *State {
 	c.Events = slices.Clone(s.Events)
 	c.Seen = slices.Clone(s.Seen)
 	c.Alerts, c.Silences = s.cloneAlerts()
+	c.Told = maps.Clone(s.Told)
 	return &c
 }
 
