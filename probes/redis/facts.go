@@ -3,7 +3,6 @@ package redis
 import (
 	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"flymesh/probes"
@@ -56,9 +55,7 @@ func pressure(info Info, last sample, now *sample, rateErr error) []probes.Fact 
 	if now.connects, err = info.Number("rejected_connections"); err == nil {
 		now.haveConnection = true
 	}
-	if x, err := strconv.ParseFloat(info.sub("errorstat_OOM")["count"], 64); err == nil {
-		now.refused = x
-	}
+	now.refused = info.Errors("OOM")
 	if rateErr != nil {
 		return facts
 	}

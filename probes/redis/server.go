@@ -28,8 +28,16 @@ func (s Server) Check() error {
 // Session is one connection to a server, for one probe: nothing is held that a
 // restarted server would have to be told apart from.
 type Session struct {
-	*redis.Client
+	*redis.Conn
 	Trip time.Duration // of the PING that Open sent, there and back
+
+	client *redis.Client
+}
+
+// Close ends the connection.
+func (s *Session) Close() error {
+	_ = s.Conn.Close()
+	return s.client.Close()
 }
 
 // Refusal is an answer that is an error: LOADING, NOAUTH, MASTERDOWN. The
@@ -49,7 +57,7 @@ func (s Server) Open(ctx context.Context) (*Session, error) {
 	// Dialled above, because the library's pool prints failures to stderr.
 	dialled := make(chan net.Conn, 1)
 	dialled <- conn
-	c := &Session{Client: redis.NewClient(&redis.Options{
+	client := redis.NewClient(&redis.Options{
 		Dialer: func(context.Context, string, string) (net.Conn, error) {
 			select {
 			case conn := <-dialled:
@@ -61,7 +69,8 @@ func (s Server) Open(ctx context.Context) (*Session, error) {
 		Username: s.Username, Password: s.Password,
 		Protocol: 2, DisableIdentity: true, ContextTimeoutEnabled: true,
 		MaxRetries: -1, DialerRetries: 1, PoolSize: 1,
-	})}
+	})
+	c := &Session{Conn: client.Conn(), client: client}
 	// The first command also greets and authenticates: only the second is a
 	// round trip.
 	err = c.Ping(ctx).Err()
@@ -91,7 +100,7 @@ type Info map[string]string
 
 // Info asks for the default sections: Redis 6 takes no list of sections.
 func (s *Session) Info(ctx context.Context) (Info, error) {
-	text, err := s.Client.Info(ctx).Result()
+	text, err := s.Conn.Info(ctx).Result()
 	if err != nil {
 		return nil, err
 	}
@@ -127,4 +136,22 @@ func fields(text string) Info {
 		}
 	}
 	return all
+}
+
+// Errors is how many answers began with that word since the server started.
+func (i Info) Errors(word string) float64 {
+	x, _ := strconv.ParseFloat(i.sub("errorstat_" + word)["count"], 64) // absent until the first
+	return x
+}
+
+// Keyspace counts the keys of all databases, and those with a time to live.
+func (i Info) Keyspace() (keys, ending float64) {
+	for name := range i {
+		if n, ok := strings.CutPrefix(name, "db"); ok && n != "" && strings.Trim(n, "0123456789") == "" {
+			k, _ := strconv.ParseFloat(i.sub(name)["keys"], 64)
+			e, _ := strconv.ParseFloat(i.sub(name)["expires"], 64)
+			keys, ending = keys+k, ending+e
+		}
+	}
+	return keys, ending
 }
