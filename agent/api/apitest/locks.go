@@ -3,6 +3,7 @@ package apitest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -76,7 +77,10 @@ func (a *Agent) CheckLock(ctx context.Context, r api.TokenRequest) (api.Lease, e
 // Release implements api.LockBackend.
 func (a *Agent) Release(_ context.Context, r api.TokenRequest) (api.Lease, error) {
 	return led(a, func(m *Mesh) (api.Lease, error) {
-		_, err := m.do(state.Command{Free: &state.Free{Lock: r.Lock, Token: r.Token, Cause: state.Released}})
+		res, err := m.do(state.Command{Free: &state.Free{Lock: r.Lock, Token: r.Token, Cause: state.Released}})
+		if errors.Is(err, state.ErrRejected) {
+			return api.LeaseOf(r.Lock, leader.LockAnswer{Why: res.Detail}), nil
+		}
 		return api.LeaseOf(r.Lock, leader.LockAnswer{OK: err == nil, Token: r.Token}), err
 	})
 }
@@ -116,6 +120,19 @@ func (a *Agent) Unlock(_ context.Context, r api.UnlockRequest) (api.Accepted, er
 		}
 		res, err := m.do(state.Command{By: r.By, Free: &state.Free{Lock: r.Lock, Token: token, Cause: state.Forced, Reason: r.Reason}})
 		return api.Accepted{Index: res.Index, Text: "lock " + r.Lock + " is free"}, asked(err)
+	})
+}
+
+// Role implements api.LockBackend: every agent is of n8n.
+func (a *Agent) Role(ctx context.Context, _ api.RoleRequest) (api.RoleAnswer, error) {
+	p, err := a.Primary(ctx, "n8n")
+	return api.RoleAnswer{Self: a.machine, Lock: api.RoleLock("n8n"), Primary: p}, err
+}
+
+// Primary implements api.LockBackend.
+func (a *Agent) Primary(_ context.Context, service string) (api.Primary, error) {
+	return led(a, func(m *Mesh) (api.Primary, error) {
+		return api.Primary{Service: service, Machine: m.state.Service(service).Primary}, nil
 	})
 }
 
