@@ -47,10 +47,11 @@ type health struct {
 	gate      *gate.Gate
 	looks     uint64 // of the probes, at the last step
 	admitted  bool
-	revoked   bool // the leader took the admission back
-	leaving   bool // the machine is about to stop: no way back
-	draining  bool // the leader wants it empty
-	emptied   bool // and it was, within this drain
+	revoked   bool           // the leader took the admission back
+	leaving   bool           // the machine is about to stop: no way back
+	draining  bool           // the leader wants it empty
+	emptied   bool           // and it was, within this drain
+	role      report.AppRole // what a role-aware command runs
 	readiness report.Readiness
 	reason    string
 	since     time.Time
@@ -170,13 +171,17 @@ func (h *health) step() {
 	same := looks > 0 && looks == h.looks
 	h.looks = looks
 	closed := h.draining || h.leaving
+	switching := h.role == report.Switching
 	if h.proxy != nil {
 		h.proxy.Drain(closed)
 	}
 	r, why, since := h.gate.Step(time.Now(), gate.Input{
-		AppUp: up, ProbesOK: ok, Reason: reason, Same: same, WarmedUp: warm, Admitted: h.admitted, Revoked: h.revoked,
+		AppUp: up && !switching, ProbesOK: ok, Reason: reason, Same: same, WarmedUp: warm, Admitted: h.admitted, Revoked: h.revoked,
 		LeaderKnown: leads, Draining: closed,
 	})
+	if switching && up && !closed {
+		why = "the app is changing its role"
+	}
 	if h.note.wants(r == report.Ready) {
 		if err := h.note.write(r == report.Ready); err != nil {
 			h.a.log.Debug("note readiness failed", "error", err)
@@ -208,7 +213,7 @@ func (h *health) fill(r *report.Report) {
 	r.Evicting = evicting(m.Facts)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r.Readiness, r.Reason = h.readiness, h.reason
+	r.AppRole, r.Readiness, r.Reason = h.role, h.readiness, h.reason
 }
 
 // problems says which measurements of this machine are missing and why.
@@ -228,6 +233,24 @@ func (h *health) admit(revoke bool) {
 	h.admitted, h.revoked = !revoke, revoke
 	h.mu.Unlock()
 	h.step()
+}
+
+// runs takes in which program a role-aware command runs. One that has just
+// begun is judged anew, from its start.
+func (h *health) runs(r report.AppRole) {
+	h.mu.Lock()
+	was := h.role
+	h.role = r
+	h.mu.Unlock()
+	if r == was {
+		return
+	}
+	h.a.log.Info("role of the app changed", "from", was.String(), "to", r.String())
+	h.step()
+	select {
+	case h.changed <- struct{}{}:
+	default: // one is due already
+	}
 }
 
 func (h *health) drain(on bool) {

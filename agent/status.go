@@ -157,7 +157,7 @@ func (a *agent) machineStatus(id, service string, m gossip.Member, now time.Time
 		return ms // what it said is too old to be shown as if it were true
 	}
 	ms.Ready, ms.Readiness = ptr(r.Readiness == report.Ready), ptr(r.Readiness.String())
-	ms.CPU, ms.Memory, ms.Queue = r.CPU, r.Memory, r.Queue
+	ms.CPU, ms.Memory, ms.Queue, ms.AppRole = r.CPU, r.Memory, r.Queue, r.AppRole.String()
 	return ms
 }
 

@@ -99,6 +99,8 @@ type LockBackend interface {
 	Renew(ctx context.Context, r TokenRequest) (Lease, error)
 	Release(ctx context.Context, r TokenRequest) (Lease, error)
 	CheckLock(ctx context.Context, r TokenRequest) (Lease, error)
+	// Role is for this machine's role-aware command.
+	Role(ctx context.Context, r RoleRequest) (RoleAnswer, error)
 
 	Held(ctx context.Context, epoch uint64) ([]state.Lock, error)
 	EndLock(ctx context.Context, l state.Lock) (EndAnswer, error)
@@ -108,6 +110,7 @@ type LockBackend interface {
 	Lease(ctx context.Context, r leader.LockRequest) (leader.LockAnswer, error)
 	Unlock(ctx context.Context, r UnlockRequest) (Accepted, error)
 	Pin(ctx context.Context, r PinRequest) (Accepted, error)
+	Primary(ctx context.Context, service string) (Primary, error)
 }
 
 // lockRoutes adds the handlers of locks to a door.
@@ -117,6 +120,7 @@ func (s *Server) lockRoutes(door string, handle func(method, path string, h http
 	if b == nil {
 		return
 	}
+	s.roleRoutes(door, handle)
 	handle("GET", PathLocks, s.leading(maxBody, func(*http.Request, []byte) (work, error) {
 		return func(ctx context.Context) (any, error) { return b.Locks(ctx) }, nil
 	}))

@@ -94,6 +94,7 @@ type MachineStatus struct {
 	Readiness   *string      `json:"readiness"`
 	Role        string       `json:"role"` // leader | voter | nonvoter | agent
 	Pinned      bool         `json:"pinned"`
+	AppRole     string       `json:"app_role,omitempty"` // of a role-aware command: primary | replica | switching
 	CPU         report.Value `json:"cpu"`
 	Memory      report.Value `json:"memory"`
 	Queue       report.Value `json:"queue"`

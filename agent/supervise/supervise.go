@@ -46,6 +46,7 @@ const (
 )
 
 const (
+	killTimeout = 5 * time.Second // the default
 	// meshEnd is the greatest time that the mesh half has for its end after
 	// the app's; a fifth of a short KillTimeout.
 	meshEnd = 2 * time.Second
@@ -57,16 +58,27 @@ const (
 	missedBeats = 10
 )
 
-// passedOn are the signals that the app gets as they come. SIGTERM and SIGINT
+// Patience is how much of a KillTimeout (0: the default) the app has: from the
+// signal to this process until the app is killed.
+func Patience(kill time.Duration) time.Duration {
+	if kill <= 0 {
+		kill = killTimeout
+	}
+	return kill - min(meshEnd, kill/5)
+}
+
+// PassedOn are the signals that the app gets as they come. SIGTERM and SIGINT
 // are passed on after the drain.
-var passedOn = []os.Signal{syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
+func PassedOn() []os.Signal {
+	return []os.Signal{syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH}
+}
 
 // Run starts the app and the mesh half and returns the app's exit code (128+n
 // for signal n) when both have ended. The end of the app ends everything; the
 // end of ctx is a SIGTERM. Run must be the only user of the process's signals.
 func Run(ctx context.Context, o Options) (exitCode int) {
 	if o.KillTimeout <= 0 {
-		o.KillTimeout = 5 * time.Second
+		o.KillTimeout = killTimeout
 	}
 	if o.Env == nil {
 		o.Env = os.Environ()
@@ -103,7 +115,7 @@ func Run(ctx context.Context, o Options) (exitCode int) {
 // notify asks for the signals that are passed on. One that this process was
 // started with ignored (nohup) stays ignored, for the app, too.
 func notify(signals chan<- os.Signal) {
-	for _, sig := range append([]os.Signal{syscall.SIGTERM, syscall.SIGINT}, passedOn...) {
+	for _, sig := range append([]os.Signal{syscall.SIGTERM, syscall.SIGINT}, PassedOn()...) {
 		if !signal.Ignored(sig) {
 			signal.Notify(signals, sig)
 		}
@@ -177,9 +189,8 @@ func (s *supervisor) signal(sig os.Signal) {
 		s.passOn()
 		return
 	}
-	reserve := min(meshEnd, s.KillTimeout/5)
-	s.stop, s.deadline = sig, time.Now().Add(s.KillTimeout-reserve)
-	s.killAt = time.After(s.KillTimeout - reserve)
+	s.stop, s.deadline = sig, time.Now().Add(Patience(s.KillTimeout))
+	s.killAt = time.After(Patience(s.KillTimeout))
 	if s.mesh == nil || !s.mesh.drain(s.KillTimeout/2) {
 		s.passOn()
 		return

@@ -2,6 +2,7 @@
 // and keeps its machine in the mesh.
 //
 //	agent run [-config FILE] -- CMD...   run the app and the mesh half beside it
+//	agent run --primary CMD --replica CMD   the same, with an app of two roles
 //	agent check [-config FILE] [-env]    say everything that is wrong with mesh.toml
 //	agent version
 package main
@@ -33,12 +34,15 @@ var version = "dev"
 const defaultConfig = "/etc/flymesh/mesh.toml"
 
 const usage = `usage: agent run [-config FILE] [-kill-timeout 30s] [-dev] -- CMD...
+       agent run [...] --primary "CMD..." --replica "CMD..."
        agent check [-config FILE] [-env]
        agent version
 
 run    starts CMD and, beside it, the mesh half. CMD's output and exit code are untouched.
 check  prints every problem of the file (with -env also of the environment); exit 2 if there is one.
 
+--primary, --replica  instead of CMD: the pinned primary of the service runs the one, all others run the other.
+                      Quotes are as in a shell, nothing is expanded. The program finds its role as FLYMESH_ROLE.
 -config defaults to $FLYMESH_CONFIG, then ` + defaultConfig + `.
 -dev    on loopback only: run without FLYMESH_SECRET.
 -kill-timeout 30s  as long as kill_timeout in fly.toml, or a little less: the time for a drain and the app's end (default 5s).
@@ -62,6 +66,8 @@ func run(args []string) int {
 		return runApp(args[1:])
 	case "mesh": // the mesh half; started by run
 		return runMesh(args[1:])
+	case "roles": // the app of two roles; started by run
+		return runRoles(args[1:])
 	case "check":
 		return check(args[1:])
 	case "version":
@@ -80,6 +86,8 @@ type options struct {
 	dev    bool
 	env    bool
 
+	primary, replica string // commands
+
 	killTimeout time.Duration
 }
 
@@ -94,6 +102,8 @@ func parse(name string, args []string) (options, []string, error) {
 	f.BoolVar(&o.dev, "dev", false, "")
 	f.BoolVar(&o.env, "env", false, "")
 	f.DurationVar(&o.killTimeout, "kill-timeout", 0, "")
+	f.StringVar(&o.primary, "primary", "", "")
+	f.StringVar(&o.replica, "replica", "", "")
 	err := f.Parse(args)
 	return o, f.Args(), err
 }
@@ -123,21 +133,25 @@ func check(args []string) int {
 // runApp is the small process that outlives everything: it loads nothing but
 // what it needs to start two children.
 func runApp(args []string) int {
-	o, app, err := parse("run", args)
-	if err != nil || len(app) == 0 {
-		if err == nil {
-			err = errors.New("the app's command is missing: agent run -- CMD")
-		}
-		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
-		return exitUsage
-	}
-	if m, err := identity.FromEnv(os.Getenv); err == nil && m.Special != "" {
-		return execApp(app, m.Special)
-	}
 	exe, err := os.Executable()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "agent run: find own binary: %v\n", err)
 		return exitFailure
+	}
+	special := ""
+	if m, err := identity.FromEnv(os.Getenv); err == nil {
+		special = m.Special
+	}
+	o, app, err := parse("run", args)
+	if err == nil {
+		app, err = appOf(o, app, special, exe)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "agent run: %v\n", err)
+		return exitUsage
+	}
+	if special != "" {
+		return execApp(app, special)
 	}
 	mesh := []string{exe, "mesh", "-config", o.config}
 	if o.dev {

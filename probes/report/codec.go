@@ -46,7 +46,7 @@ func (r Report) Encode() ([]byte, error) {
 			return nil, fmt.Errorf("encode report: %s is longer than %d bytes", t.name, t.max)
 		}
 	}
-	if r.Uptime < 0 || r.Readiness > Draining || r.QueueScope > QueueService {
+	if r.Uptime < 0 || r.Readiness > Draining || r.AppRole > Switching || r.QueueScope > QueueService {
 		return nil, errors.New("encode report: uptime, readiness or queue scope out of range")
 	}
 	r.Reason = cut(r.Reason, maxReason)
@@ -84,7 +84,7 @@ func (r Report) Encode() ([]byte, error) {
 	}
 
 	b := make([]byte, 0, MaxSize)
-	b = append(b, wireVersion, present, flags, byte(r.Readiness))
+	b = append(b, wireVersion, present, flags, byte(r.Readiness)|byte(r.AppRole)<<4)
 	b = binary.AppendUvarint(b, r.Seq)
 	b = binary.AppendUvarint(b, r.Epoch)
 	b = binary.AppendUvarint(b, uint64(r.Uptime))
@@ -139,12 +139,12 @@ func decode(b []byte) (Report, error) {
 	if b[0] != wireVersion {
 		return Report{}, fmt.Errorf("version %d, want %d", b[0], wireVersion)
 	}
-	present, flags, ready := b[1], b[2], Readiness(b[3])
+	present, flags, ready, role := b[1], b[2], Readiness(b[3]&0xF), AppRole(b[3]>>4)
 	b = b[4:]
-	if flags >= flagEnd || flags&flagReplication == 0 && flags&(flagReplica|flagLinked) != 0 || ready > Draining {
+	if flags >= flagEnd || flags&flagReplication == 0 && flags&(flagReplica|flagLinked) != 0 || ready > Draining || role > Switching {
 		return Report{}, errRange
 	}
-	r := Report{Readiness: ready, Busy: flags&flagBusy != 0, Leaving: flags&flagLeaving != 0}
+	r := Report{Readiness: ready, AppRole: role, Busy: flags&flagBusy != 0, Leaving: flags&flagLeaving != 0}
 	if flags&flagQueueService != 0 {
 		r.QueueScope = QueueService
 	}

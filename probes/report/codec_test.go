@@ -21,7 +21,7 @@ func full() Report {
 		Uptime: 36 * time.Hour,
 		CPU:    Of(0.83), Steal: Of(0.02), Memory: Of(0.4), Queue: Of(12), QueueScope: QueueService,
 		InFlight: Of(3), Requests: Of(2000), Errors: Of(0), Latency: s,
-		Readiness: Ready, Reason: "probe redis: slow", Busy: true, Leaving: true,
+		Readiness: Ready, AppRole: Primary, Reason: "probe redis: slow", Busy: true, Leaving: true,
 		Replication: &Replication{Replica: true, Linked: true, History: 1 << 31, Offset: 1 << 50, LagBytes: Of(1 << 40), LagSeconds: Of(86400)},
 		Evicting:    true, Cried: time.Unix(1772366400, 0).UTC(),
 	}

@@ -7,6 +7,8 @@ package report
 
 import (
 	"encoding/json"
+	"fmt"
+	"slices"
 	"time"
 )
 
@@ -65,6 +67,40 @@ func (r Readiness) String() string {
 	return "unknown"
 }
 
+// AppRole is which of its two programs a role-aware command runs.
+type AppRole uint8
+
+// The roles of an app.
+const (
+	NoRole    AppRole = iota // it is no role-aware command
+	Replica                  // one of any number
+	Primary                  // the only one of its service
+	Switching                // between the two: nothing runs, or what runs is ending
+)
+
+var appRoleNames = [...]string{"", "replica", "primary", "switching"}
+
+// String returns the lower-case name that status and logs use; "" for NoRole.
+func (r AppRole) String() string {
+	if int(r) < len(appRoleNames) {
+		return appRoleNames[r]
+	}
+	return "unknown"
+}
+
+// MarshalText writes the name.
+func (r AppRole) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads a name.
+func (r *AppRole) UnmarshalText(b []byte) error {
+	i := slices.Index(appRoleNames[:], string(b))
+	if i < 0 {
+		return fmt.Errorf("app role %q is none of %q", b, appRoleNames[1:])
+	}
+	*r = AppRole(i)
+	return nil
+}
+
 // QueueScope says what a queue depth counts.
 type QueueScope uint8
 
@@ -102,6 +138,7 @@ type Report struct {
 
 	Replication *Replication // of the Redis on this machine; nil: there is none, or it does not say
 
+	AppRole   AppRole // what a role-aware command runs
 	Readiness Readiness
 	Reason    string // why it is not ready, or which probe fails; short
 	Busy      bool   // runs a job or holds a lock: not to be stopped

@@ -123,6 +123,19 @@ func (a *Agent) Unlock(_ context.Context, r api.UnlockRequest) (api.Accepted, er
 	})
 }
 
+// Role implements api.LockBackend: every agent is of n8n.
+func (a *Agent) Role(ctx context.Context, _ api.RoleRequest) (api.RoleAnswer, error) {
+	p, err := a.Primary(ctx, "n8n")
+	return api.RoleAnswer{Self: a.machine, Lock: api.RoleLock("n8n"), Primary: p}, err
+}
+
+// Primary implements api.LockBackend.
+func (a *Agent) Primary(_ context.Context, service string) (api.Primary, error) {
+	return led(a, func(m *Mesh) (api.Primary, error) {
+		return api.Primary{Service: service, Machine: m.state.Service(service).Primary}, nil
+	})
+}
+
 // Pin implements api.LockBackend.
 func (a *Agent) Pin(_ context.Context, r api.PinRequest) (api.Accepted, error) {
 	return led(a, func(m *Mesh) (api.Accepted, error) {
