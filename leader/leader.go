@@ -80,6 +80,10 @@ type Options struct {
 	Alerting     Alerting
 }
 
+// handover is how long a new leader waits before its first listing: what its
+// predecessor did a moment ago counts against the same limit of the API.
+const handover = 1200 * time.Millisecond
+
 // minRound is the shortest pause between rounds: the API allows about one
 // listing per second and app, and the loop is not the only one who lists.
 const minRound = 1500 * time.Millisecond
@@ -158,13 +162,14 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	l.Metrics.begin(l.Store.State(), l.Services)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
-	for {
-		l.round(ctx, t)
+	for wait := time.After(handover); ; wait = nil {
 		select {
 		case <-ctx.Done():
 			return
+		case <-wait:
 		case <-tick.C:
 		}
+		l.round(ctx, t)
 	}
 }
 

@@ -388,9 +388,6 @@ func (s *stand) sim() (*lockSim, *jobSim) {
 	return s.holds, s.jobs
 }
 
-// Leads implements leader.Store.
-func (n node) Leads(ctx context.Context) error { return n.Verify(ctx) }
-
 // forget loses all state, as a new epoch does. The history then has what was
 // held and nobody says any more.
 func (c *cluster) forget() *state.State {

@@ -298,27 +298,14 @@ func (o *oracle) end(sum *tally) {
 // checkLog reads the audit log: one create per operation, no write of a voter
 // that does not lead, and nothing above the documented rate.
 func (o *oracle) checkLog(sum *tally) {
+	for _, over := range aboveRate(o.api.Requests()) {
+		o.breaks("%s", over)
+	}
 	created := map[string]int{}
-	limits := map[[3]string]*rate.Limiter{} // of each process: two leaders in a row may exceed them together
 	for _, r := range o.api.Requests() {
 		voter, ours := strings.CutPrefix(r.UserAgent, "flymesh-")
 		if !ours {
 			continue
-		}
-		of := r.Machine
-		if of == "" || r.Action == "create" {
-			of = r.App
-		}
-		l := limits[[3]string{voter, r.Action, of}]
-		if l == nil {
-			l = rate.NewLimiter(1, 3)
-			if r.Action == "get" {
-				l = rate.NewLimiter(5, 10)
-			}
-			limits[[3]string{voter, r.Action, of}] = l
-		}
-		if !l.AllowN(r.At, 1) {
-			o.breaks("%s of %s at %s is above the documented rate", r.Action, of, r.At.Format("15:04:05.000"))
 		}
 		if r.Method == http.MethodGet {
 			continue
@@ -333,6 +320,33 @@ func (o *oracle) checkLog(sum *tally) {
 			}
 		}
 	}
+}
+
+// aboveRate returns the calls of the mesh, of all its machines together, that
+// are above the documented rate.
+func aboveRate(log []flytest.Request) (over []string) {
+	limits := map[[2]string]*rate.Limiter{}
+	for _, r := range log {
+		if !strings.HasPrefix(r.UserAgent, "flymesh") {
+			continue
+		}
+		of := r.Machine
+		if of == "" || r.Action == "create" {
+			of = r.App
+		}
+		l := limits[[2]string{r.Action, of}]
+		if l == nil {
+			l = rate.NewLimiter(1, 3)
+			if r.Action == "get" {
+				l = rate.NewLimiter(5, 10)
+			}
+			limits[[2]string{r.Action, of}] = l
+		}
+		if !l.AllowN(r.At, 1) {
+			over = append(over, fmt.Sprintf("%s of %s at %s is above the documented rate", r.Action, of, r.At.Format("15:04:05.000")))
+		}
+	}
+	return over
 }
 
 func (o *oracle) led(voter string, at time.Time) bool {

@@ -20,6 +20,7 @@ import (
 	"flymesh/leader/flyapi"
 	"flymesh/leader/flyapi/flytest"
 	"flymesh/probes/report"
+	"flymesh/raftstore/epoch"
 	"flymesh/raftstore/state"
 )
 
@@ -34,6 +35,7 @@ type stand struct {
 	policy decide.Policy
 	svcs   []leader.Service
 	tweak  func(*leader.Options) // of each voter; nil: none
+	record bool                  // voters read the epoch record before each action
 
 	timing flytest.Timing
 	reach  func(http.RoundTripper) http.RoundTripper // what the voters' clients go through; nil: nothing
@@ -101,7 +103,11 @@ func newStand(t *testing.T, timing flytest.Timing, with ...func(*stand)) *stand 
 
 // config is that of every seeded machine.
 func (s *stand) config() fly.MachineConfig {
-	return fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
+	c := fly.MachineConfig{Image: "n8n", Metadata: map[string]string{"fly_process_group": "app", "fly_platform_version": "v2", "fly_release_version": "7"}}
+	if s.record {
+		c.Metadata[epoch.MetadataKey] = `{"epoch":1,"cluster":"1-stand"}`
+	}
+	return c
 }
 
 // seed adds machines beside the first one.
@@ -116,10 +122,12 @@ func (s *stand) seed(name string, n int, start bool) {
 }
 
 // somebody is a client of the API that is not the mesh.
-func (s *stand) somebody() *flyapi.Client {
+func (s *stand) somebody() *flyapi.Client { return s.somebodyAs("person") }
+
+func (s *stand) somebodyAs(agent string) *flyapi.Client {
 	s.t.Helper()
 	c, err := flyapi.New(flyapi.Options{
-		Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("FlyV1 fm2_person")}, BaseURL: s.api.URL(), Transport: s.api.Transport(), UserAgent: "person",
+		Tokens: map[string]flyapi.Token{appName: flyapi.NewToken("FlyV1 fm2_person")}, BaseURL: s.api.URL(), Transport: s.api.Transport(), UserAgent: agent,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -369,6 +377,7 @@ type voter struct {
 	reports *leader.Reports
 	leader  *leader.Leader
 	terms   chan leader.Term
+	read    func(context.Context) error // the epoch record
 	stop    func()
 }
 
@@ -385,8 +394,13 @@ func (s *stand) newVoter(id string) *voter {
 	}
 	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
 	v.reports = leader.NewReports(every, s.policy)
+	store := node{c: s.raft, id: id}
+	if s.record {
+		store.record = flyapi.NewArbiter(cloud, appName)
+	}
+	v.read = store.read
 	o := leader.Options{
-		Self: id, Services: s.svcs, Policy: s.policy, Store: node{s.raft, id}, Cloud: cloud, Agents: s, Holders: s, Reports: v.reports,
+		Self: id, Services: s.svcs, Policy: s.policy, Store: store, Cloud: cloud, Agents: s, Holders: s, Reports: v.reports,
 		Round: every, DrainTimeout: 30 * time.Second, StartTimeout: s.startTimeout, ReadyTimeout: s.readyTimeout,
 		PinGrace: 2 * time.Minute, Logger: slog.New(slog.DiscardHandler),
 	}
@@ -484,8 +498,9 @@ var errNotLeader = errors.New("not the leader")
 
 // node is one voter's handle on the cluster.
 type node struct {
-	c  *cluster
-	id string
+	c      *cluster
+	id     string
+	record *flyapi.Arbiter // nil: nobody keeps one
 }
 
 var _ leader.Store = node{}
@@ -510,7 +525,31 @@ func (n node) Propose(ctx context.Context, cmd state.Command) (state.Result, err
 
 func (n node) State() *state.State { return n.c.state() }
 
+// read reads the epoch record as an action's verification does.
+func (n node) read(ctx context.Context) error {
+	if n.record == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	switch r, err := n.record.Read(ctx); {
+	case err != nil:
+		return err
+	case r.Zero():
+		return errors.New("there is no epoch record")
+	}
+	return nil
+}
+
 func (n node) Verify(ctx context.Context) error {
+	if err := n.read(ctx); err != nil {
+		return err
+	}
+	return n.Leads(ctx)
+}
+
+// Leads implements leader.Store.
+func (n node) Leads(ctx context.Context) error {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
 	if n.c.leader != n.id {

@@ -9,15 +9,16 @@ import (
 )
 
 // The API allows 1 request/s with a burst of 3 per action and machine (or
-// app), and 5/s with a burst of 10 for get. The server counts arrivals, the
-// client departures: the pace is kept a tenth below, and get's burst too, so that
-// a first request that was slow on the way does not make a later one come too
-// early.
+// app), and 5/s with a burst of 10 for get, to all clients together. They cannot
+// ask each other, so each takes a part that leaves room for others: one leader
+// that keeps the pace, and one or two that follow it within seconds, or read
+// the epoch record or look for others meanwhile, stay below. The pace is a tenth
+// below what is allowed, for the server counts arrivals, the client departures.
 const (
 	pace      rate.Limit = 0.9
-	paceBurst            = 3
-	getPace   rate.Limit = 4.5
-	getBurst             = 8
+	paceBurst            = 1
+	getPace   rate.Limit = 3
+	getBurst             = 4
 	// limiterIdle is after how long without a call a limiter is full again.
 	limiterIdle = 5 * time.Second
 	// limitersKept is how many limiters there may be before idle ones go.
