@@ -16,6 +16,7 @@ import (
 	fly "github.com/superfly/fly-go"
 
 	"flymesh/leader"
+	"flymesh/leader/burn"
 	"flymesh/leader/decide"
 	"flymesh/leader/flyapi"
 	"flymesh/leader/flyapi/flytest"
@@ -34,6 +35,7 @@ type stand struct {
 	voters []*voter
 	policy decide.Policy
 	svcs   []leader.Service
+	goals  []burn.Goal
 	tweak  func(*leader.Options) // of each voter; nil: none
 	record bool                  // voters read the epoch record before each action
 
@@ -393,7 +395,7 @@ func (s *stand) newVoter(id string) *voter {
 		s.t.Fatal(err)
 	}
 	v := &voter{id: id, cloud: cloud, terms: make(chan leader.Term)}
-	v.reports = leader.NewReports(every, s.policy)
+	v.reports = leader.NewReports(every, s.policy, s.goals...)
 	store := node{c: s.raft, id: id}
 	if s.record {
 		store.record = flyapi.NewArbiter(cloud, appName)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"flymesh/leader"
 	"flymesh/leader/alert"
+	"flymesh/leader/notify/notifytest"
 	"flymesh/raftstore/state"
 )
 
@@ -69,28 +71,74 @@ func TestWhatIsRetried(t *testing.T) {
 	}
 }
 
+const routing = "0123456789abcdef0123456789abcdef"
+
+// TestPagerDuty sends what the service takes, however long the texts are.
 func TestPagerDuty(t *testing.T) {
-	s := serve(t)
-	p := NewPagerDuty(s.URL+"/v2/enqueue", func() string { return "routing" })
+	s := notifytest.NewPagerDuty()
+	defer s.Close()
+	p := NewPagerDuty(s.URL+notifytest.EventPath, func() string { return routing })
 	if p.Wants(alert.Warn) || !p.Wants(alert.Page) {
 		t.Error("PagerDuty must get pages alone")
 	}
-	for i, action := range []string{"trigger", "resolve"} {
-		if err := p.Send(t.Context(), notice(i == 1)); err != nil {
+	for _, resolved := range []bool{false, true} {
+		if err := p.Send(t.Context(), notice(resolved)); err != nil {
 			t.Fatal(err)
 		}
-		var e struct {
-			RoutingKey  string `json:"routing_key"`
-			EventAction string `json:"event_action"`
-			DedupKey    string `json:"dedup_key"`
-			Payload     struct{ Summary, Source, Severity string }
+	}
+	const key = "flymesh/acme/p95_page/n8n"
+	if got, want := s.Taken(), []string{"trigger " + key, "resolve " + key}; !slices.Equal(got, want) || len(s.Open()) != 0 {
+		t.Errorf("taken %q, want %q; open %q", got, want, s.Open())
+	}
+	long := notice(false)
+	long.Alert.Text = strings.Repeat("größer als erlaubt ", 100)
+	long.Key = strings.Repeat("k", 400)
+	if err := p.Send(t.Context(), long); err != nil {
+		t.Errorf("long texts: %v", err)
+	}
+	for _, f := range []func(*leader.Notice){
+		func(n *leader.Notice) { n.Alert.Text = "" },
+		func(n *leader.Notice) { n.Mesh = "" },
+	} {
+		n := notice(false)
+		f(&n)
+		if err := p.Send(t.Context(), n); !errors.Is(err, leader.ErrRefused) {
+			t.Errorf("%+v is not refused for good: %v", n, err)
 		}
-		if err := json.Unmarshal(s.bodies[i], &e); err != nil {
-			t.Fatal(err)
+	}
+	if err := NewPagerDuty(s.URL+notifytest.EventPath, func() string { return "short" }).Send(t.Context(), notice(false)); !errors.Is(err, leader.ErrRefused) {
+		t.Errorf("a wrong routing key: %v", err)
+	}
+}
+
+// TestPagerDutyChanges sends scaling steps, and tells what may pass from what
+// will not.
+func TestPagerDutyChanges(t *testing.T) {
+	s := notifytest.NewPagerDuty()
+	defer s.Close()
+	p := NewChanges(s.URL+notifytest.ChangePath, func() string { return routing })
+	step := leader.Step{Why: "cpu > 80% for 3m holds", Event: state.Event{
+		At: t0, Kind: "up_done", Service: "n8n", Op: "1-2-3", Machine: "d8", From: 1, To: 2, By: "v0",
+	}}
+	for _, c := range []struct {
+		status  int
+		refused bool
+	}{{429, false}, {500, false}, {503, false}, {400, true}, {404, true}} {
+		s.Answer(c.status, 1)
+		if err := p.SendStep(t.Context(), "acme", step); err == nil || errors.Is(err, leader.ErrRefused) != c.refused {
+			t.Errorf("status %d: %v, refused for good must be %t", c.status, err, c.refused)
 		}
-		if e.RoutingKey != "routing" || e.EventAction != action || e.DedupKey != "flymesh/acme/p95_page/n8n" || e.Payload.Severity != "critical" || e.Payload.Source != "acme" {
-			t.Errorf("event %d = %+v", i, e)
-		}
+	}
+	if err := p.SendStep(t.Context(), "acme", step); err != nil {
+		t.Fatalf("%v (%q)", err, s.Bad())
+	}
+	step.Why = strings.Repeat("ü", 3000)
+	if err := p.SendStep(t.Context(), "acme", step); err != nil {
+		t.Fatalf("a long reason: %v (%q)", err, s.Bad())
+	}
+	got := s.Taken()
+	if len(got) != 2 || got[0] != "change n8n: 1 -> 2 machines: cpu > 80% for 3m holds" {
+		t.Errorf("taken %.200q", got)
 	}
 }
 
