@@ -32,7 +32,8 @@ func (s *Store) MayStop(machine string) error {
 }
 
 // Demote removes a machine's server from raft, when the others can do without
-// it, and does not choose it again for 5 minutes. The leader cannot demote itself.
+// it, and does not choose it again for 5 minutes, or before it has booted anew.
+// The leader cannot demote itself.
 func (s *Store) Demote(ctx context.Context, machine string) error {
 	l := s.leading()
 	if l == nil {

@@ -63,6 +63,29 @@ func TestDemote(t *testing.T) {
 	})
 }
 
+// TestDemotedMachineComesBack: a machine that was demoted and stopped is
+// chosen again as soon as it has booted.
+func TestDemotedMachineComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3, raftstore.Default)
+		s.startAll()
+		l := s.voters(3, 20*time.Second)
+		time.Sleep(5 * time.Second)
+		victim := s.machines[0]
+		if victim == l {
+			victim = s.machines[1]
+		}
+		if err := l.up().Demote(context.Background(), victim.id); err != nil {
+			t.Fatal(err)
+		}
+		victim.kill()
+		time.Sleep(45 * time.Second)
+		victim.start()
+		s.voters(3, 30*time.Second)
+		s.stopAll()
+	})
+}
+
 // TestLeave: a server that stops in order is out of raft, and a leader hands
 // over first; each within a second.
 func TestLeave(t *testing.T) {

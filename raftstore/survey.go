@@ -197,6 +197,9 @@ func (c *control) pool(peers map[string]Peer, inRaft map[string]bool, perApp map
 	defer c.mu.Unlock()
 	var l []Peer
 	for _, p := range peers {
+		if p.BootAt.After(c.leaving[p.Machine].Add(-demotedFor)) {
+			delete(c.leaving, p.Machine) // what was to be stopped was stopped, and began anew
+		}
 		if c.fits(p) && !inRaft[p.Machine] && !c.isLeaving(p.Machine, p.Boot, now) {
 			l = append(l, p)
 		}
