@@ -38,6 +38,7 @@ type FailoverOptions struct {
 	Common
 	Profile   string `default:"default" enum:"fast,default,wide" help:"raft timeouts (${enum})"`
 	Kills     int    `default:"30" help:"how often the leader is killed"`
+	Silences  int    `default:"10" help:"how often it is stopped instead, so that its connections stay"`
 	Transfers int    `default:"10" help:"how often the leader is ended in order"`
 	Proposals int    `default:"400" help:"commits that are timed, over the leader's socket and over another's"`
 	Restarts  int    `default:"1" help:"how often all machines are restarted at once"`
@@ -86,7 +87,7 @@ func RunAll(ctx context.Context, o AllOptions, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fail, err := c.failover(ctx, FailoverOptions{Common: o.Common, Profile: "default", Kills: o.Kills, Transfers: 5, Proposals: 200, Restarts: 1})
+	fail, err := c.failover(ctx, FailoverOptions{Common: o.Common, Profile: "default", Kills: o.Kills, Silences: o.Kills / 2, Transfers: 5, Proposals: 200, Restarts: 1})
 	if err != nil {
 		return err
 	}

@@ -59,23 +59,14 @@ func (c *course) changes(ctx context.Context, m *mesh, o FailoverOptions, s *she
 	if err := c.proposals(ctx, m, o, s); err != nil {
 		return err
 	}
-	f := floors[o.Profile]
-	var commit, told, back times
-	for i := range o.Kills {
-		k, err := m.change(ctx, syscall.SIGKILL)
-		if err != nil {
-			return fmt.Errorf("kill leader %d of %d: %w", i+1, o.Kills, err)
-		}
-		commit, told, back = append(commit, k.commit), append(told, k.status), append(back, k.back)
-		c.say("kill -9 %d of %d: first commit after %.2f s, status after %.2f s", i+1, o.Kills, k.commit.Seconds(), k.status.Seconds())
+	back, err := c.ends(ctx, m, s, syscall.SIGKILL, o.Kills, o.Profile)
+	if err != nil {
+		return err
 	}
-	beside := fmt.Sprintf("library alone: p50 %s, max %s", seconds(f.p50), seconds(f.max))
-	s.add("kill -9 of the leader to the first commit", commit.spread(seconds), beside)
-	if f.goal > 0 {
-		s.below("the same, p99", commit.at(0.99), f.goal, seconds, beside)
-	}
-	s.add("kill -9 to a status from the new leader", told.spread(seconds), "")
 	s.add("killed mesh half: from its new start to its first answer", back.spread(millis), "")
+	if _, err := c.ends(ctx, m, s, syscall.SIGSTOP, o.Silences, o.Profile); err != nil {
+		return err
+	}
 
 	var gaps, ends times
 	for i := range o.Transfers {
@@ -105,10 +96,34 @@ func (c *course) changes(ctx context.Context, m *mesh, o FailoverOptions, s *she
 	return nil
 }
 
+// ends times unplanned ends of the leader: kill -9, which ends its connections
+// too, or a stop, after which it is silent on connections that stay. It returns
+// how long killed mesh halves took to come back.
+func (c *course) ends(ctx context.Context, m *mesh, s *sheet, sig syscall.Signal, n int, profile string) (back times, err error) {
+	what := map[syscall.Signal]string{syscall.SIGKILL: "kill -9 of the leader", syscall.SIGSTOP: "leader falls silent (SIGSTOP)"}[sig]
+	var commit, told times
+	for i := range n {
+		k, err := m.change(ctx, sig)
+		if err != nil {
+			return nil, fmt.Errorf("%s, %d of %d: %w", what, i+1, n, err)
+		}
+		commit, told, back = append(commit, k.commit), append(told, k.status), append(back, k.back)
+		c.say("%s, %d of %d: first commit after %.2f s, status after %.2f s", what, i+1, n, k.commit.Seconds(), k.status.Seconds())
+	}
+	f := floors[profile]
+	beside := fmt.Sprintf("library alone: p50 %s, max %s", seconds(f.p50), seconds(f.max))
+	s.add(what+" to the first commit", commit.spread(seconds), beside)
+	if f.goal > 0 {
+		s.below("the same, p99", commit.at(0.99), f.goal, seconds, beside)
+	}
+	s.add(what+" to a status from the new leader", told.spread(seconds), "")
+	return back, nil
+}
+
 // proposals times commits through the front door: pause and resume over a
 // unix socket, at the leader and at another machine, which forwards.
 func (c *course) proposals(ctx context.Context, m *mesh, o FailoverOptions, s *sheet) error {
-	st, err := m.status(ctx, "")
+	st, err := m.status(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,7 +171,7 @@ type change struct {
 // change ends the leader's mesh half with a signal and waits until the mesh is
 // complete again.
 func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
-	before, err := m.status(ctx, "")
+	before, err := m.status(ctx)
 	if err != nil {
 		return change{}, err
 	}
@@ -206,7 +221,7 @@ func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
 		back <- answer{took, err}
 	})
 	err = until(ctx, 30*time.Second, "another leader", func(ctx context.Context) error {
-		s, err := m.status(ctx, leader.ID)
+		s, err := m.statusOf(ctx, leader.ID, patience)
 		if err == nil && s.Term == before.Term && s.Epoch == before.Epoch {
 			err = fmt.Errorf("machine %s still leads", s.Leader.Machine)
 		}
@@ -221,6 +236,11 @@ func (m *mesh) change(ctx context.Context, sig syscall.Signal) (change, error) {
 	}
 	stop()
 	k.commit, k.gap = p.result()
+	if sig == syscall.SIGSTOP { // so that its supervisor need not find out first
+		if err := syscall.Kill(old.pid, syscall.SIGKILL); err != nil {
+			return k, fmt.Errorf("kill silent leader: %w", err)
+		}
+	}
 
 	again := <-back
 	if again.err != nil {
@@ -245,6 +265,10 @@ func (m *mesh) backAgain(ctx context.Context, x emulator.Machine, old int) (took
 	return took, err
 }
 
+// patience is how long one try may take while the leader changes: what an agent
+// has forwarded to a leader that fell silent hangs.
+const patience = 250 * time.Millisecond
+
 // prober commits without a pause, through machines that stay.
 type prober struct {
 	mu    sync.Mutex // guards all below
@@ -257,7 +281,7 @@ type prober struct {
 
 func (p *prober) run(ctx context.Context, x emulator.Machine) {
 	for ctx.Err() == nil {
-		one, cancel := context.WithTimeout(ctx, 2*time.Second)
+		one, cancel := context.WithTimeout(ctx, patience)
 		err := propose(one, x)
 		cancel()
 		if err == nil {

@@ -89,7 +89,7 @@ func (c *course) watch(ctx context.Context, m *mesh, o IdleOptions) (costs []cos
 	if len(halves) != o.Agents {
 		return nil, nil, "", fmt.Errorf("measure idle mesh: %d of %d mesh halves run", len(halves), o.Agents)
 	}
-	st, err := m.status(ctx, "")
+	st, err := m.status(ctx)
 	if err != nil {
 		return nil, nil, "", err
 	}

@@ -166,7 +166,7 @@ func (m *mesh) Close() error {
 // ready waits until every machine is ready and three of them vote.
 func (m *mesh) ready(ctx context.Context, limit time.Duration) error {
 	return until(ctx, limit, "the mesh to be ready", func(ctx context.Context) error {
-		s, err := m.status(ctx, "")
+		s, err := m.status(ctx)
 		if err != nil {
 			return err
 		}
@@ -198,14 +198,19 @@ func complete(s api.Status, machines int) error {
 
 var errNoLeader = errors.New("nobody leads")
 
-// status asks the agents, all but one, until one of them tells of a leader.
-func (m *mesh) status(ctx context.Context, but string) (api.Status, error) {
+// status asks the agents until one of them tells of a leader.
+func (m *mesh) status(ctx context.Context) (api.Status, error) {
+	return m.statusOf(ctx, "", 2*time.Second)
+}
+
+// statusOf asks all agents but one, each for so long at most.
+func (m *mesh) statusOf(ctx context.Context, but string, patience time.Duration) (api.Status, error) {
 	err := errNoLeader
 	for _, x := range m.Machines() {
 		if x.ID == but || x.Socket == "" {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, patience)
 		s, failed := api.NewSocketClient(x.Socket).Status(ctx)
 		cancel()
 		if failed == nil && s.Leader != nil {

@@ -17,7 +17,7 @@ import (
 // "immediate" does, and tells how long it takes until the next epoch commits.
 // Every voter is then a blank one.
 func (m *mesh) restartAll(ctx context.Context) (time.Duration, error) {
-	before, err := m.status(ctx, "")
+	before, err := m.status(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -27,7 +27,7 @@ func (m *mesh) restartAll(ctx context.Context) (time.Duration, error) {
 	}
 	limit := 2 * time.Minute
 	err = until(ctx, limit, "the next epoch", func(ctx context.Context) error {
-		s, err := m.status(ctx, "")
+		s, err := m.status(ctx)
 		if err == nil && s.Epoch == before.Epoch {
 			err = errors.New("the old leader still answers")
 		}
