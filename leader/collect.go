@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,6 +48,8 @@ var families = []struct {
 	{"open_operations", "Scaling steps under way.", []string{"service", "kind"}},
 	{"machine_report_age_seconds", "Age of the newest report of a machine that the API calls started.", []string{"machine", "service"}},
 	{"alerts", "Alerts that are not at rest, by phase.", []string{"rule", "service", "severity", "phase"}},
+	{"job_running", "1 while a run of a job is under way.", []string{"job"}},
+	{"job_last_done_timestamp_seconds", "When the newest run of a job that was done ended, Unix time; absent before the first.", []string{"job"}},
 	{"locks", "Locks that are held.", nil},
 	{"silences", "Silences in force.", nil},
 	{"round_age_seconds", "Time since the newest round began.", nil},
@@ -92,6 +95,20 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, key := range st.AlertKeys() {
 		a := st.Alerts[key]
 		set("alerts", 1, a.Rule, a.Service, a.Severity, string(a.Phase))
+	}
+	for _, j := range c.l.Jobs {
+		job := st.Job(j.Name)
+		running := 0.0
+		if job.Running != nil {
+			running = 1
+		}
+		set("job_running", running, j.Name)
+		for _, r := range slices.Backward(job.Runs) {
+			if r.State == state.RunDone {
+				set("job_last_done_timestamp_seconds", float64(r.Ended.Unix()), j.Name)
+				break
+			}
+		}
 	}
 	silences := 0.0
 	for _, q := range st.Silences {

@@ -159,7 +159,7 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	for _, r := range l.Alerting.Steps {
 		l.drivers.Go(func() { l.deliverSteps(ctx, t, r) })
 	}
-	l.Metrics.begin(l.Store.State(), l.Services)
+	l.Metrics.begin(l.Store.State(), l.Services, l.Jobs)
 	tick := time.NewTicker(l.Round)
 	defer tick.Stop()
 	for wait := time.After(handover); ; wait = nil {

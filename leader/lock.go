@@ -62,6 +62,9 @@ const (
 	LockCheck   LockVerb = "check"
 )
 
+// LockVerbs are all of them, those of jobs included.
+var LockVerbs = [...]LockVerb{LockAcquire, LockRenewal, LockRelease, LockCheck, JobBegin, JobFinish}
+
 // LockRequest is what a holder's agent asks of the leader.
 type LockRequest struct {
 	Verb   LockVerb         `json:"verb"`

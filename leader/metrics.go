@@ -2,6 +2,7 @@ package leader
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"flymesh/leader/decide"
@@ -17,6 +18,7 @@ import (
 type Metrics struct {
 	decisions  *prometheus.CounterVec
 	operations *prometheus.CounterVec
+	runs       *prometheus.CounterVec
 	notices    *prometheus.CounterVec
 	seen       uint64 // index of the newest event counted; only the term's goroutine uses it
 }
@@ -31,6 +33,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		operations: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "flymesh_leader_operations_total", Help: "Scaling steps that ended, by kind and outcome.",
 		}, []string{"service", "kind", "outcome"}),
+		runs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "flymesh_leader_job_runs_total", Help: "Runs of jobs that ended, and ticks that were passed over, by outcome.",
+		}, []string{"job", "outcome"}),
 		notices: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "flymesh_leader_notices_total", Help: "Attempts to tell a receiver of an alert, by outcome.",
 		}, []string{"receiver", "outcome"}),
@@ -48,12 +53,17 @@ func (m *Metrics) round(verdicts []decide.Verdict) {
 
 // begin leaves what earlier leaders did to their own counters, and starts this
 // machine's at 0, so that the first step is seen as an increase.
-func (m *Metrics) begin(st *state.State, services []Service) {
+func (m *Metrics) begin(st *state.State, services []Service, jobs []Job) {
 	if m == nil {
 		return
 	}
 	if len(st.Events) > 0 {
 		m.seen = st.Events[len(st.Events)-1].Index
+	}
+	for _, j := range jobs {
+		for _, outcome := range runOutcomes {
+			m.runs.WithLabelValues(j.Name, string(outcome))
+		}
 	}
 	for _, s := range services {
 		for _, kind := range []state.OpKind{state.OpUp, state.OpDown} {
@@ -64,7 +74,10 @@ func (m *Metrics) begin(st *state.State, services []Service) {
 	}
 }
 
-// ended counts the operations that ended since it was called last.
+// runOutcomes are the ends of a run, and what becomes of a tick without one.
+var runOutcomes = [...]state.RunState{state.RunDone, state.RunFailed, state.RunLost, state.RunReturned, state.RunSkipped}
+
+// ended counts the operations and runs that ended since it was called last.
 func (m *Metrics) ended(st *state.State) {
 	if m == nil {
 		return
@@ -75,6 +88,10 @@ func (m *Metrics) ended(st *state.State) {
 		}
 		m.seen = e.Index
 		kind, outcome, ok := strings.Cut(e.Kind, "_")
+		if i := strings.IndexAny(e.Reason, "@#"); kind == "job" && i > 0 && slices.Contains(runOutcomes[:], state.RunState(outcome)) {
+			m.runs.WithLabelValues(e.Reason[:i], outcome).Inc() // JOB@TICK or JOB#REQUEST
+			continue
+		}
 		switch state.Outcome(outcome) {
 		case state.Done, state.Failed, state.Abandoned:
 			if k := state.OpKind(kind); ok && (k == state.OpUp || k == state.OpDown) {

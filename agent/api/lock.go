@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"flymesh/agent/process"
@@ -174,10 +175,18 @@ func (s *Server) lockRoutes(door string, handle func(method, path string, h http
 	handle("POST", PathLease, s.leading(maxBody, func(_ *http.Request, body []byte) (work, error) {
 		var q leader.LockRequest
 		err := decodeStrict(body, &q)
+		if err == nil && !slices.Contains(leader.LockVerbs[:], q.Verb) {
+			err = badRequest("verb: %q is none of %v", q.Verb, leader.LockVerbs)
+		}
 		return func(ctx context.Context) (any, error) { return b.Lease(ctx, q) }, err
 	}))
 	handle("POST", PathHeld, local(s, func(ctx context.Context, q HeldRequest) (any, error) { return b.Held(ctx, q.Epoch) }))
-	handle("POST", PathLockEnd, local(s, func(ctx context.Context, q state.Lock) (any, error) { return b.EndLock(ctx, q) }))
+	handle("POST", PathLockEnd, local(s, func(ctx context.Context, q state.Lock) (any, error) {
+		if state.Fence(q.Token) == 0 { // it names what is killed
+			return nil, badRequest("token: %q is not one as it was granted, such as 1-42", q.Token)
+		}
+		return b.EndLock(ctx, q)
+	}))
 }
 
 // local answers a request that is for this machine's own agent.

@@ -13,14 +13,16 @@ import (
 )
 
 // TestPageAndMetrics has a real browser follow a mesh from a machine that does
-// not lead, through a scale-up and the death of the leader, and holds what the
-// agents export against promtool, the dashboards and the rules.
+// not lead, through a scale-up and the death of the leader, and a real
+// Prometheus scrape it and answer what the dashboards and rules ask.
 func TestPageAndMetrics(t *testing.T) {
 	node, chromium, tool := need(t, "node", "nodejs"), need(t, "chromium", "chromium"), need(t, "promtool", "prometheus")
 	modules := playwright(t)
-	m := newMesh(t, config)
+	prometheus := startPrometheus(t)
+	m := newMesh(t, measured(t))
 	lead := m.settle(10 * time.Second).Leader.Machine
 	site := m.of("site")[0]
+	prometheus.follow(m)
 
 	shots := os.Getenv("FLYMESH_SHOTS")
 	if shots == "" {
@@ -35,9 +37,14 @@ func TestPageAndMetrics(t *testing.T) {
 	if _, err := client(site).Scale(t.Context(), api.ScaleRequest{Service: "api", Delta: 1, Reason: "test", By: "test"}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := client(site).RunJob(t.Context(), api.JobRequest{Job: "Report", Reason: "test", By: "test"}); err != nil {
+		t.Fatal(err)
+	}
 	b.wait("SCALED", 40*time.Second)
 	m.lint(tool)
-	m.exported()
+	m.identities()
+	prometheus.follow(m)
+	prometheus.answers(m)
 	x, _ := m.pick("leader", lead)
 	m.kill(x)
 	b.wait("FOLLOWED", 40*time.Second)

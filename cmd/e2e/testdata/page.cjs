@@ -27,11 +27,12 @@ async function open(browser, width, scheme) {
   const first = Date.now() - began;
   const bytes = await page.evaluate(() => performance.getEntries().reduce((n, e) => n + (e.transferSize || 0), 0));
   const card = page.locator("a.card", { has: page.locator("h2", { hasText: /^api/ }) });
-  await card.getByText("1 of at most 3").waitFor({ timeout: 20000 });
+  const size = (n) => card.locator("h2 small", { hasText: new RegExp(`^${n} of at most 3`) });
+  await size(1).waitFor({ timeout: 20000 });
   await page.evaluate(() => { window.neverReloaded = true; });
   const leader = (await page.locator("#pulse").textContent()).match(/led by (\S+),/)[1];
   say("READY");
-  await card.getByText("2 of at most 3").waitFor({ timeout: 40000 });
+  await size(2).waitFor({ timeout: 40000 });
   say("SCALED");
   await page.waitForFunction((old) => {
     const m = document.getElementById("pulse").textContent.match(/led by (\S+),/);
