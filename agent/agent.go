@@ -22,6 +22,7 @@ import (
 	"flymesh/agent/config"
 	"flymesh/agent/gossip"
 	"flymesh/agent/identity"
+	"flymesh/agent/redis"
 	"flymesh/agent/supervise"
 	"flymesh/leader"
 	"flymesh/leader/flyapi"
@@ -66,6 +67,8 @@ type agent struct {
 	leader  *leader.Leader
 	health  *health
 	locks   *lockKeeper
+	redis   *redis.Redis  // of this machine; nil: it has none
+	primary *redisPrimary // nil: the mesh does not touch the role of this machine's Redis
 	server  *api.Server
 	looked  atomic.Uint32 // lookups made, to take the apps in turn
 
@@ -121,6 +124,7 @@ func (a *agent) run(ctx context.Context) error {
 		{"reports", a.reports.Run},
 		{"raft", a.store.Run},
 		{"locks", a.locks.run},
+		{"redis", a.runRedis},
 		{"leader", a.runLeader},
 		{"leaderless", a.runLeaderless},
 		{"probes", a.health.run},

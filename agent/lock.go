@@ -57,6 +57,8 @@ type lockKeeper struct {
 	dir    string
 	log    *slog.Logger
 
+	ends map[string]func() (gone bool, why string) // by lock: ends what this process itself does under it
+
 	work  sync.WaitGroup // runs of jobs
 	begun chan struct{}  // there may be a session to watch
 
@@ -68,7 +70,7 @@ type lockKeeper struct {
 // openLocks reads what an earlier life of the agent left, and ends work that
 // nobody keeps.
 func openLocks(self state.Holder, socket string, log *slog.Logger, ask func(context.Context, leader.LockRequest) (leader.LockAnswer, error)) (*lockKeeper, error) {
-	k := &lockKeeper{ask: ask, self: self, socket: socket, dir: socket + ".locks", log: log, begun: make(chan struct{}, 1), sessions: map[string]*session{}}
+	k := &lockKeeper{ask: ask, self: self, socket: socket, dir: socket + ".locks", log: log, begun: make(chan struct{}, 1), sessions: map[string]*session{}, ends: map[string]func() (bool, string){}}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open locks: %w", err)
 	}
@@ -206,6 +208,9 @@ func (k *lockKeeper) finish(ctx context.Context, s session) {
 
 // end kills what runs under a session and says whether nothing does any more.
 func (k *lockKeeper) end(s session) (gone bool, why string) {
+	if end := k.ends[s.Lock]; end != nil {
+		return end()
+	}
 	if s.cancel != nil {
 		s.cancel(errNoLease)
 		select {
@@ -414,6 +419,10 @@ func (k *lockKeeper) endLock(l state.Lock) api.EndAnswer {
 	s := k.sessions[l.Holder.Session]
 	if s == nil {
 		k.mu.Unlock()
+		if end := k.ends[l.Name]; end != nil {
+			gone, why := end()
+			return api.EndAnswer{Gone: gone, Why: why}
+		}
 		// A session is kept before the leader is asked: nothing will run under it.
 		left := k.mark(l.Token).Kill()
 		return api.EndAnswer{Gone: left == 0, Why: fmt.Sprintf("%d processes are being killed", left)}

@@ -50,6 +50,9 @@ func open(o Options) (*agent, error) {
 	if a.locks, err = openLocks(holder, a.cfg.Mesh.Socket, a.log, a.lease); err != nil {
 		return nil, err
 	}
+	if err := a.openRedis(); err != nil {
+		return nil, err
+	}
 	if err := a.openServer(o); err != nil {
 		return nil, err
 	}

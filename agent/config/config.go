@@ -60,7 +60,22 @@ type Service struct {
 	Warn      []decide.Rule // these are told, and call nobody
 	Regions   []string      // where machines are created, in this order; empty: where the copied one runs
 	Proxy     Proxy
+	Redis     Redis
 }
+
+// Redis is the [service.NAME.redis] table: what the mesh does with a Redis.
+type Redis struct {
+	Failover      string        // off | manual | auto: who makes the candidate the primary
+	FailoverAfter time.Duration // auto: after the primary was not well for this long
+	ChatKeys      string        // pattern of the keys that are chats; empty: a person gives it
+}
+
+// The ways in which a Redis gets another primary.
+const (
+	FailoverOff    = "off"    // none: the mesh does not touch roles
+	FailoverManual = "manual" // a person asks for it
+	FailoverAuto   = "auto"
+)
 
 // Proxy is the [service.NAME.proxy] table: a measuring reverse proxy in front
 // of the app. Without Listen there is none.

@@ -52,6 +52,7 @@ func DefaultService(kind string, m Mesh) Service {
 		Group:    "app",
 		StopMode: "stop",
 		Owner:    "mesh",
+		Redis:    Redis{Failover: FailoverOff, FailoverAfter: 30 * time.Second},
 		Targets:  Targets{P95: 1500 * time.Millisecond, ErrorRate: 0.01},
 		Policy: decide.Service{
 			Baseline:    1,

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"flymesh/leader/decide"
 )
@@ -80,6 +81,36 @@ func readServer(t *table, example string) string {
 		t.bad("url", "must be without a path, e.g. %q: the probe knows its paths", example)
 	}
 	return raw
+}
+
+// readRedisRoles reads [service.NAME.redis].
+func readRedisRoles(t *table, s Service, d Redis) Redis {
+	r := Redis{
+		Failover:      t.str("failover", d.Failover, FailoverOff, FailoverManual, FailoverAuto),
+		FailoverAfter: t.span("failover_after", d.FailoverAfter, 5*time.Second, 24*time.Hour),
+		ChatKeys:      t.str("chat_keys", d.ChatKeys),
+	}
+	_, probed := s.RedisProbe()
+	switch {
+	case r.Failover == FailoverOff:
+	case !probed:
+		t.bad("failover", `needs a probe of type "redis": it says where the server is`)
+	case !s.Policy.Pinned:
+		t.bad("failover", "needs pinned = true: the pinned machine is the primary")
+	case s.Policy.Baseline < 2:
+		t.bad("failover", "needs baseline = 2 or more: a primary and its candidate")
+	}
+	return r
+}
+
+// RedisProbe returns the probe that says where the Redis of the service's
+// machines is.
+func (s Service) RedisProbe() (Probe, bool) {
+	i := slices.IndexFunc(s.Probes, func(p Probe) bool { return p.Type == probeRedis })
+	if i < 0 {
+		return Probe{}, false
+	}
+	return s.Probes[i], true
 }
 
 // readProxy reads [service.NAME.proxy]: both keys or none.

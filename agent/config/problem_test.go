@@ -34,6 +34,12 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 			`6: service.n8n.cooldown = "5 minutes": must be a duration such as "500ms", "30s", "3m" or "1h30m"`,
 			`7: service.n8n.ready_grace = "0s": must be between 1s and 1h`,
 		}},
+		{"redis without a candidate", "pinned = true\n[service.n8n.redis]\nfailover = \"auto\"\nfailover_after = \"1s\"\n[[service.n8n.probe]]\ntype = \"redis\"\naddr = \"127.0.0.1:6379\"", []string{
+			`8: service.n8n.redis.failover = "auto": needs baseline = 2 or more: a primary and its candidate`,
+			`9: service.n8n.redis.failover_after = "1s": must be between 5s and 24h`,
+		}},
+		{"redis of no server", "[service.n8n.redis]\nfailover = \"on\"", []string{`7: service.n8n.redis.failover = "on": must be one of "off", "manual", "auto"; did you mean "off"?`}},
+		{"redis without a probe", "[service.n8n.redis]\nfailover = \"manual\"", []string{`7: service.n8n.redis.failover = "manual": needs a probe of type "redis": it says where the server is`}},
 		{"negative cooldown", `cooldown = "-1s"`, []string{`6: service.n8n.cooldown = "-1s": must be between 0s and 24h`}},
 		{"limits", "stop_mode = \"suspend\"\nbudget_machine_hours = 12\nflap_per_hour = 1\nregions = [\"fra\", \"Frankfurt\", \"fra\"]", []string{
 			`6: service.n8n.stop_mode = "suspend": must be "stop" where vote or pinned is true: a machine that wakes up goes on with the vote, locks and jobs it had, on a clock and connections that are old`,

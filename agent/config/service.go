@@ -48,6 +48,7 @@ func readService(t *table, name string, m Mesh) Service {
 	}
 	s.Proxy = readProxy(t.sub("proxy"))
 	s.Probes = readProbes(t, m, s.Proxy)
+	s.Redis = readRedisRoles(t.sub("redis"), s, d.Redis)
 	sources := supplied(s.Probes)
 	if s.Proxy.Listen != "" {
 		sources[decide.P95], sources[decide.ErrorRate] = true, true

@@ -1,0 +1,353 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"flymesh/agent/api"
+	"flymesh/agent/redis"
+	"flymesh/leader"
+	proberedis "flymesh/probes/redis"
+	"flymesh/probes/redis/redistest"
+	"flymesh/raftstore/state"
+)
+
+// redisLease is short, but longer than a renewal and all margins.
+const redisLease = 9 * time.Second
+
+// redisMesh is a leader with one fenced lock and one pin, and the machines that
+// it reaches.
+type redisMesh struct {
+	mu     sync.Mutex // guards all below
+	pin    string
+	n      int
+	lock   state.Lock // Token "": free
+	cut    map[string]bool
+	notes  []string
+	agents map[string]*redisNode
+}
+
+// redisNode is one machine: a real Redis and what keeps its role.
+type redisNode struct {
+	id     string
+	server *redistest.Server
+	keeper *redisPrimary
+	stop   func()
+}
+
+func (m *redisMesh) ask(from string) func(context.Context, leader.LockRequest) (leader.LockAnswer, error) {
+	return func(_ context.Context, r leader.LockRequest) (leader.LockAnswer, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.cut[from] {
+			return leader.LockAnswer{}, api.ErrNoLeader
+		}
+		switch r.Verb {
+		case leader.LockAcquire:
+			if m.lock.Token != "" && m.lock.Holder.Session != r.Holder.Session {
+				h := m.lock.Holder
+				return leader.LockAnswer{Holder: &h, Why: "held"}, nil
+			}
+			if m.lock.Token == "" {
+				m.n++
+				m.lock = state.Lock{Name: r.Lock, Token: fmt.Sprintf("1-%d", m.n), Policy: r.Policy, Holder: r.Holder}
+			}
+			return leader.LockAnswer{OK: true, Token: m.lock.Token, Lease: redisLease}, nil
+		case leader.LockRelease:
+			if m.lock.Token == r.Token {
+				m.lock = state.Lock{}
+			}
+			return leader.LockAnswer{OK: true}, nil
+		}
+		return leader.LockAnswer{OK: m.lock.Token == r.Token, Token: r.Token, Lease: redisLease, Why: "lost"}, nil
+	}
+}
+
+func (m *redisMesh) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// node starts the agent's part on a machine whose Redis runs.
+func (m *redisMesh) node(t *testing.T, id string, s *redistest.Server) *redisNode {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	locks, err := openLocks(state.Holder{Machine: id, App: "a", Boot: fmt.Sprint("b", time.Now().UnixNano())}, filepath.Join(t.TempDir(), "s"), log, m.ask(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &redisPrimary{
+		redis: redis.New(proberedis.Server{Addr: s.Addr}, s.Addr, nil), locks: locks, lock: "redis/r", session: "redis-" + id, self: id,
+		primary: func(context.Context) (string, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.cut[id] {
+				return "", api.ErrNoLeader
+			}
+			return m.pin, nil
+		},
+		addr: func(machine string) string {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if n := m.agents[machine]; n != nil {
+				return n.server.Addr
+			}
+			return ""
+		},
+		tell: func(_ context.Context, kind, reason string) {
+			m.set(func() { m.notes = append(m.notes, id+" "+kind+": "+reason) })
+		},
+		stay: func(_ context.Context, reason string) {
+			m.set(func() { m.pin = id; m.notes = append(m.notes, id+" stays: "+reason) })
+		},
+		log: log,
+	}
+	locks.ends[p.lock] = p.demote
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = locks.run(ctx) })
+	wg.Go(func() { _ = p.run(ctx) })
+	n := &redisNode{id: id, server: s, keeper: p, stop: sync.OnceFunc(func() { cancel(); wg.Wait() })}
+	t.Cleanup(n.stop)
+	m.set(func() { m.agents[id] = n })
+	return n
+}
+
+func newRedisMesh() *redisMesh {
+	return &redisMesh{pin: "a", cut: map[string]bool{}, agents: map[string]*redisNode{}}
+}
+
+// standby are the arguments of a Redis that waits for the mesh.
+var standby = []string{"--replicaof", "127.0.0.1 1", "--repl-diskless-sync-delay", "0"}
+
+func writable(t *testing.T, n *redisNode) bool {
+	t.Helper()
+	return n.server.Client(t).Set(t.Context(), "probe", "x", 0).Err() == nil
+}
+
+func linked(n *redisNode) bool {
+	st, err := n.keeper.look(context.Background())
+	return err == nil && st.Replica && st.Linked
+}
+
+// noLines takes the library's lines about servers that are meant to be gone.
+type noLines struct{}
+
+func (noLines) Printf(context.Context, string, ...any) {}
+
+var quiet sync.Once
+
+// write is one that a server took.
+type write struct {
+	key        string
+	begin, end time.Time
+}
+
+// watcher tries to write to every server each few milliseconds, and keeps what
+// was taken.
+type watcher struct {
+	mu    sync.Mutex // guards taken
+	taken map[string][]write
+	stop  func()
+}
+
+func watchWrites(t *testing.T, addrs ...string) *watcher {
+	t.Helper()
+	quiet.Do(func() { goredis.SetLogger(noLines{}) })
+	w := &watcher{taken: map[string][]write{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, addr := range addrs {
+		c := goredis.NewClient(&goredis.Options{Addr: addr, MaxRetries: -1, DialTimeout: 200 * time.Millisecond, DialerRetries: 1})
+		wg.Go(func() {
+			defer c.Close()
+			for i := 0; ctx.Err() == nil; i++ {
+				x := write{key: fmt.Sprintf("w:%s:%d", addr, i), begin: time.Now()}
+				if c.Set(ctx, x.key, "x", 0).Err() == nil {
+					x.end = time.Now()
+					w.mu.Lock()
+					w.taken[addr] = append(w.taken[addr], x)
+					w.mu.Unlock()
+				}
+				time.Sleep(3 * time.Millisecond)
+			}
+		})
+	}
+	w.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *watcher) by(addr string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.taken[addr])
+}
+
+// turn fails if the first server took a write that began after the second had
+// taken one. gap is how long nobody took any; lost are those that the first
+// took and the second has not.
+func (w *watcher) turn(t *testing.T, first, second *redistest.Server) (gap time.Duration, taken, lost int) {
+	t.Helper()
+	w.stop()
+	a, b := w.taken[first.Addr], w.taken[second.Addr]
+	if len(a) == 0 || len(b) == 0 {
+		t.Fatalf("writes taken: %d and %d", len(a), len(b))
+	}
+	if d := a[len(a)-1].begin.Sub(b[0].end); d > 0 {
+		t.Errorf("two writable primaries for %s", d)
+	}
+	c := second.Client(t)
+	for _, x := range a {
+		n, err := c.Exists(t.Context(), x.key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost += 1 - int(n)
+	}
+	return b[0].end.Sub(a[len(a)-1].end), len(a), lost
+}
+
+func TestRedisIsHandedOver(t *testing.T) {
+	t.Parallel()
+	m := newRedisMesh()
+	sa, sb := redistest.Start(t, standby...), redistest.Start(t, standby...)
+	a, b := m.node(t, "a", sa), m.node(t, "b", sb)
+	until(t, "the pinned one takes writes", func() bool { return writable(t, a) })
+	until(t, "the other copies it", func() bool { return linked(b) })
+	w := watchWrites(t, sa.Addr, sb.Addr)
+	until(t, "writes", func() bool { return w.by(sa.Addr) > 50 })
+	m.set(func() { m.pin = "b" })
+	until(t, "the new primary takes writes", func() bool { return w.by(sb.Addr) > 50 })
+	gap, taken, lost := w.turn(t, sa, sb)
+	until(t, "the old primary copies the new one", func() bool { return linked(a) })
+	t.Logf("switch: no writes for %s; %d writes taken before it, %d lost; full syncs at the new primary %s", gap, taken, lost, sb.Info(t, "stats", "sync_full"))
+	if lost != 0 {
+		t.Errorf("%d writes lost in a planned switch", lost)
+	}
+	m.set(func() { t.Logf("events: %q", m.notes) })
+
+	// A candidate that copies something else is not waited for longer than is
+	// said, and until then nothing changes.
+	other := redistest.Start(t, standby...)
+	m.set(func() { m.agents["c"] = &redisNode{id: "c", server: other}; m.pin = "c" })
+	time.Sleep(2 * time.Second)
+	if !writable(t, b) {
+		t.Error("the primary gave up for a machine that has not its data")
+	}
+}
+
+func TestRedisFailsOver(t *testing.T) {
+	t.Parallel()
+	m := newRedisMesh()
+	sa, sb := redistest.Start(t, standby...), redistest.Start(t, standby...)
+	a, b := m.node(t, "a", sa), m.node(t, "b", sb)
+	until(t, "the pinned one takes writes", func() bool { return writable(t, a) })
+	until(t, "the other copies it", func() bool { return linked(b) })
+	w := watchWrites(t, sa.Addr, sb.Addr)
+	until(t, "writes", func() bool { return w.by(sa.Addr) > 200 })
+
+	// The machine dies at once: Redis and agent. Nobody is promoted before the
+	// platform says so, which is when the leader frees the lock.
+	// The candidate has lost its link a moment before the machine dies, at once:
+	// Redis and agent.
+	b.stop()
+	if _, err := b.keeper.redis.Follow(t.Context(), redis.Nobody); err != nil {
+		t.Fatal(err)
+	}
+	behind, err := b.keeper.look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.by(sa.Addr)
+	until(t, "writes that are not copied", func() bool { return w.by(sa.Addr) > before+20 })
+	last, err := a.keeper.look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.set(func() { m.cut["a"] = true })
+	sa.Stop()
+	a.stop()
+	b = m.node(t, "b", sb)
+	// Nobody is promoted before the platform says so, which is when the leader
+	// frees the lock.
+	m.set(func() { m.pin = "b" })
+	time.Sleep(time.Second)
+	if n := w.by(sb.Addr); n > 0 {
+		t.Errorf("%d writes taken before the old primary was proven gone", n)
+	}
+	m.set(func() { m.lock = state.Lock{} })
+	until(t, "the candidate takes writes", func() bool { return w.by(sb.Addr) > 20 })
+	// The old machine comes back with its old data, and does not take a write.
+	sa2 := redistest.StartAt(t, sa.Addr, standby...)
+	m.set(func() { m.cut["a"] = false })
+	a2 := m.node(t, "a", sa2)
+	until(t, "the old primary copies the new one", func() bool { return linked(a2) })
+	_, taken, lost := w.turn(t, sa, sb)
+	t.Logf("fail-over: %d writes taken by the old primary, %d lost with it; the candidate was %d bytes behind (%d of %d), same history %v",
+		taken, lost, last.Offset-behind.Offset, behind.Offset, last.Offset, last.History == behind.History)
+	if lost < 20 || last.Offset <= behind.Offset || last.History != behind.History {
+		t.Error("the offsets do not tell that writes were lost")
+	}
+	if writable(t, a2) {
+		t.Error("the old primary takes writes")
+	}
+}
+
+// TestRedisWithoutALeader: who cannot renew takes no writes before the lease
+// ends, and goes on by itself when it can.
+func TestRedisWithoutALeader(t *testing.T) {
+	t.Parallel()
+	m := newRedisMesh()
+	a := m.node(t, "a", redistest.Start(t, standby...))
+	until(t, "the pinned one takes writes", func() bool { return writable(t, a) })
+	begin := time.Now()
+	m.set(func() { m.cut["a"] = true })
+	until(t, "it takes no more writes", func() bool { return !writable(t, a) })
+	if took := time.Since(begin); took > redisLease {
+		t.Errorf("it took writes for %s without a leader, its lease is %s", took, redisLease)
+	} else {
+		t.Logf("no writes %s after the leader was gone; the lease is %s", took.Round(100*time.Millisecond), redisLease)
+	}
+	m.set(func() { m.cut["a"] = false })
+	until(t, "it takes writes again", func() bool { return writable(t, a) })
+}
+
+// TestRedisThatStartsWritable: one that was not started as a standby is made
+// one before the mesh has said who is primary.
+func TestRedisThatStartsWritable(t *testing.T) {
+	t.Parallel()
+	m := newRedisMesh()
+	m.pin = "b"
+	s := redistest.Start(t)
+	s.Client(t).Set(t.Context(), "k", "v", 0)
+	a := m.node(t, "a", s)
+	until(t, "it takes no writes", func() bool { return !writable(t, a) })
+	m.set(func() { m.pin = "a" })
+	until(t, "it takes writes", func() bool { return writable(t, a) })
+	if v := s.Client(t).Get(t.Context(), "k").Val(); v != "v" {
+		t.Errorf("its data are gone: %q", v)
+	}
+
+	// The leader ends the hold: nothing runs under it any more.
+	m.mu.Lock()
+	held := m.lock
+	m.pin = "b"
+	m.mu.Unlock()
+	if got := a.keeper.locks.endLock(held); !got.Gone || writable(t, a) {
+		t.Errorf("ended by the leader: %+v, writable %v", got, writable(t, a))
+	}
+	// Of a Redis that does not run, nothing takes writes.
+	s.Stop()
+	if gone, why := a.keeper.demote(); !gone {
+		t.Errorf("a Redis that is gone is not taken for it: %s", why)
+	}
+}
