@@ -229,7 +229,7 @@ func (j *jobs) start(ctx context.Context, job Job, r state.Run) {
 func (k *locks) markRun(ctx context.Context, r LockRequest) (LockAnswer, error) {
 	to := state.RunStarted
 	k.mu.Lock()
-	ending := k.ending[r.Token]
+	ending, forced := k.ending[r.Token], k.forced[r.Token]
 	if r.Verb == JobFinish {
 		to = state.RunDone
 		if r.Failed {
@@ -237,7 +237,10 @@ func (k *locks) markRun(ctx context.Context, r LockRequest) (LockAnswer, error) 
 		}
 	}
 	k.mu.Unlock()
-	if ending && to == state.RunStarted {
+	switch {
+	case forced:
+		return LockAnswer{Why: "a person has freed its lock"}, nil // the record has that
+	case ending && to == state.RunStarted:
 		return LockAnswer{Why: "the run was given up before its start"}, nil
 	}
 	job := strings.TrimPrefix(r.Lock, state.JobLock(""))

@@ -31,6 +31,7 @@ type jobSim struct {
 	wrong  []string
 	down   bool // no agent answers
 	length time.Duration
+	slow   time.Duration // from the end of a run to the agent's word that it has ended
 }
 
 func (j *jobSim) n(max int) int {
@@ -171,6 +172,10 @@ func (j *jobSim) end(l state.Lock) (bool, string, error) {
 	}
 	j.killed[l.Token] = true
 	delete(j.active, l.Holder.Session)
+	slow := j.slow
+	j.mu.Unlock()
+	time.Sleep(slow)
+	j.mu.Lock()
 	return true, "", nil
 }
 

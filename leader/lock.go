@@ -105,6 +105,7 @@ type locks struct {
 	mu      sync.Mutex           // guards all below
 	heard   map[string]time.Time // by token: newest renewal
 	ending  map[string]bool      // by token: it is being freed and not renewed any more
+	forced  map[string]bool      // by token: a person frees it, whatever its holder says
 	wanted  map[string]time.Time // by lock: when it was last asked for in vain
 	held    map[string]string    // by lock: why it is not free yet
 	busy    map[string]bool      // by lock: somebody looks after it
@@ -127,7 +128,7 @@ func (l *Leader) newLocks(t Term) *locks {
 		heard: map[string]time.Time{}, ending: map[string]bool{}, wanted: map[string]time.Time{},
 		held: map[string]string{}, busy: map[string]bool{},
 		stops: map[string]stopCall{}, waits: map[string]string{}, cried: map[string]bool{},
-		stuckAt: map[string]time.Time{},
+		stuckAt: map[string]time.Time{}, forced: map[string]bool{},
 	}
 }
 
@@ -316,8 +317,10 @@ func (l *Leader) ForceUnlock(ctx context.Context, lock, id, by, reason string) (
 		return state.Result{}, fmt.Errorf("%w: lock %s is not held", state.ErrRejected, lock)
 	}
 	k.mu.Lock()
-	k.ending[held.Token] = true
+	k.ending[held.Token], k.forced[held.Token] = true, true
+	k.busy[lock] = true // nobody else looks after it
 	k.mu.Unlock()
+	defer k.idle(lock)
 	told := "its machine said that the work has ended"
 	if gone, why := k.end(ctx, *held); !gone {
 		told = "its work may go on: " + why
@@ -331,6 +334,10 @@ func (l *Leader) ForceUnlock(ctx context.Context, lock, id, by, reason string) (
 	if err != nil {
 		return res, fmt.Errorf("propose command: %w", err)
 	}
+	if l := l.Store.State().Locks[lock]; l == nil || l.Token != held.Token {
+		res.Rejection = "" // freed by this command, or by its end a moment before
+	}
+	res.Token = held.Token
 	return res, res.Err()
 }
 

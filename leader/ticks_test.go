@@ -157,3 +157,29 @@ func TestPauseOutlivesAllState(t *testing.T) {
 		}
 	}, func(s *stand) { s.tweak = withJob("30 * * * *", 5*time.Minute) })
 }
+
+// TestRunEndedByForce: a person who frees a job's lock ends its run; the record
+// says who and why, and the next tick runs.
+func TestRunEndedByForce(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		j, cancel := jobStand(s, 1)
+		defer cancel()
+		s.lead("v0")
+		s.await("a run", 20*time.Minute, func() bool {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			return len(j.active) == 1
+		})
+		j.mu.Lock()
+		j.slow = 3 * time.Second // of the agent's word that nothing runs; the run's own end comes first
+		j.mu.Unlock()
+		if _, err := s.voters[0].leader.ForceUnlock(context.Background(), state.JobLock("Nightly"), "r1", "ann", "the source hangs"); err != nil {
+			t.Fatal(err)
+		}
+		runs := s.raft.state().Job("Nightly").Runs
+		if r := runs[len(runs)-1]; r.State != state.RunLost || !strings.Contains(r.Detail, "forced: the source hangs; its machine said that the work has ended") {
+			t.Errorf("the record says %s: %s\n%s", r.State, r.Detail, s.story())
+		}
+		s.await("the next tick's run", 6*time.Minute, func() bool { return s.raft.state().Job("Nightly").Running != nil })
+	}, func(s *stand) { s.tweak = withJob("*/5 * * * *", 5*time.Minute) })
+}

@@ -57,6 +57,11 @@ var lockFaults = []lockFault{
 		time.Sleep(frozenFor)
 		thaw()
 	}},
+	{"end the holder's machine", true, 60 * time.Second, []int{killed}, func(m *mesh, holder, _ emulator.Machine, _ int) {
+		if err := m.Server().Kill(holder.ID); err != nil {
+			m.t.Error(err)
+		}
+	}},
 	{"freeze the holder's machine for three leases", true, 60 * time.Second, []int{killed, lost}, func(m *mesh, holder, _ emulator.Machine, _ int) {
 		if err := m.Server().Freeze(holder.ID); err != nil {
 			m.t.Error(err)
@@ -64,11 +69,6 @@ var lockFaults = []lockFault{
 		time.Sleep(frozenFor)
 		_ = m.Server().Thaw(holder.ID) // if it has not been stopped
 		m.restored(holder.Service)
-	}},
-	{"end the holder's machine", true, 60 * time.Second, []int{killed}, func(m *mesh, holder, _ emulator.Machine, _ int) {
-		if err := m.Server().Kill(holder.ID); err != nil {
-			m.t.Error(err)
-		}
 	}},
 }
 
