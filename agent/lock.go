@@ -27,6 +27,7 @@ const (
 	sessionTick = 250 * time.Millisecond
 	sessionIdle = 2 * time.Minute // a session that was never granted anything is forgotten
 	leaseTries  = 3 * time.Second // for one question to the leader
+	lastWords   = time.Second     // to give back what the dead held, on the way out
 )
 
 // session is one program's wish for a lock, or its hold. It is kept in a file,
@@ -114,6 +115,7 @@ func (k *lockKeeper) begin(s *session) {
 // run ends what has outlived its lease or its owner, until ctx ends. It sleeps
 // while there is no session.
 func (k *lockKeeper) run(ctx context.Context) error {
+	defer k.giveBack()
 	defer k.endJobs()
 	for {
 		select {
@@ -122,6 +124,17 @@ func (k *lockKeeper) run(ctx context.Context) error {
 		case <-k.begun:
 			k.guard(ctx)
 		}
+	}
+}
+
+// giveBack ends, as the last act, what dead programs have left: the app may
+// have died of its program, and the agent ends with the app.
+func (k *lockKeeper) giveBack() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
+	over, _ := k.due()
+	for _, s := range over {
+		k.finish(ctx, s)
 	}
 }
 

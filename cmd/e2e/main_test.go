@@ -31,6 +31,10 @@ import (
 // TestMain makes this binary the app of every machine, and at the end prints
 // what the scenarios have shown.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "role-app" {
+		roleApp(os.Args[2])
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "demo-app" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()

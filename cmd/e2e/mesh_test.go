@@ -98,6 +98,11 @@ func newMesh(t *testing.T, config string) *mesh {
 
 func startMesh(t *testing.T, config string) *mesh {
 	t.Helper()
+	return startWith(t, config, emulator.Options{})
+}
+
+func startWith(t *testing.T, config string, o emulator.Options) *mesh {
+	t.Helper()
 	// Short: the path of a unix socket has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "e2e-")
 	if err != nil {
@@ -108,8 +113,8 @@ func startMesh(t *testing.T, config string) *mesh {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	em, err := emulator.Start(t.Context(), emulator.Options{Agent: agentBinary(t), Config: path, Listen: "127.0.0.1:0", State: dir},
-		slog.New(slog.DiscardHandler))
+	o.Agent, o.Config, o.Listen, o.State = agentBinary(t), path, "127.0.0.1:0", dir
+	em, err := emulator.Start(t.Context(), o, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

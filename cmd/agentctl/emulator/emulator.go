@@ -40,6 +40,8 @@ type Options struct {
 	// Checks is how often the proxies ask machines for their health; 0: four
 	// times a second, so that a demo need not wait.
 	Checks time.Duration `kong:"-"`
+	// Exec, if given, changes the command of a service's machines.
+	Exec func(service string, argv []string) []string `kong:"-"`
 }
 
 // Emulator is a running fleet of baseline machines with its API.
@@ -170,6 +172,9 @@ func (e *Emulator) machine(s config.Service) (fly.MachineConfig, error) {
 		Restart:    &fly.MachineRestart{Policy: fly.MachineRestartPolicyOnFailure, MaxRetries: 10},
 		StopConfig: &fly.StopConfig{Signal: &signal, Timeout: &fly.Duration{Duration: 15 * time.Second}},
 		Guest:      e.sizes.guest(),
+	}
+	if e.o.Exec != nil {
+		c.Init.Exec = e.o.Exec(s.Name, c.Init.Exec)
 	}
 	return c, nil
 }
