@@ -56,8 +56,12 @@ type lockCmd struct {
 
 // Run gets the lock, runs the command under it and gives it back.
 func (c *lockCmd) Run(s *session) error {
-	if len(c.Command) > 0 && c.Command[0] == "--" {
+	switch {
+	case len(c.Command) == 0:
+	case c.Command[0] == "--":
 		c.Command = c.Command[1:]
+	case strings.HasPrefix(c.Command[0], "-"):
+		return usage("lock %s: there is no flag %s; flags are --wait and --policy, and the command comes after --", c.Name, c.Command[0])
 	}
 	wait, err := time.ParseDuration(c.Wait)
 	if err != nil || wait < 0 {
