@@ -6,9 +6,11 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -128,6 +130,50 @@ func TestThePageAsksNobodyElse(t *testing.T) {
 			t.Errorf("index.html asks for %s, which is not there", m[1])
 		}
 	}
+}
+
+// TestContrast holds that every colour that text is written in can be read on
+// everything that it is written on, in light and in dark (WCAG AA).
+func TestContrast(t *testing.T) {
+	css := string(newPage(t).assets["/assets/page.css"].plain)
+	schemes := regexp.MustCompile(`(?s):root \{(.*?)\}`).FindAllStringSubmatch(css, -1)
+	if len(schemes) != 2 {
+		t.Fatalf("%d sets of colours, want a light and a dark one", len(schemes))
+	}
+	for i, s := range schemes {
+		colors := map[string]float64{}
+		for _, m := range regexp.MustCompile(`--([a-z]+): #([0-9a-f]+);`).FindAllStringSubmatch(s[1], -1) {
+			colors[m[1]] = luminance(t, m[2])
+		}
+		for _, text := range []string{"ink", "soft", "mark", "good", "warn", "bad", "up", "down"} {
+			for _, ground := range []string{"bg", "card", "well", "hint"} {
+				a, b := colors[text], colors[ground]
+				if ratio := (max(a, b) + 0.05) / (min(a, b) + 0.05); ratio < 4.5 {
+					t.Errorf("scheme %d: %s on %s has a contrast of %.2f, want 4.5", i, text, ground, ratio)
+				}
+			}
+		}
+	}
+}
+
+// luminance is the relative luminance of a colour such as fff or 1a7f4b.
+func luminance(t *testing.T, hex string) float64 {
+	t.Helper()
+	if len(hex) == 3 {
+		hex = strings.Repeat(hex[:1], 2) + strings.Repeat(hex[1:2], 2) + strings.Repeat(hex[2:], 2)
+	}
+	n, err := strconv.ParseUint(hex[:6], 16, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := func(shift int) float64 {
+		x := float64(n>>shift&255) / 255
+		if x <= 0.03928 {
+			return x / 12.92
+		}
+		return math.Pow((x+0.055)/1.055, 2.4)
+	}
+	return 0.2126*part(16) + 0.7152*part(8) + 0.0722*part(0)
 }
 
 func TestAssetsAreCompressedAndKept(t *testing.T) {

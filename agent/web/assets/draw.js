@@ -35,31 +35,47 @@ const show = {
   clock: (t) => new Date(t).toISOString().slice(11, 19),
 };
 
-// spark draws the last minutes of one measurement; gaps stay gaps.
-function spark(values, target) {
+// spark draws the last minutes of one measurement; gaps stay gaps, and the full
+// height means at least a given value, so that noise looks like noise.
+function spark(values, target, least) {
   const seen = values.filter(known);
-  const s = svg("svg", { class: "spark", viewBox: "0 0 100 26", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const s = svg("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", "aria-hidden": "true" });
   if (seen.length < 2) return s;
-  const top = Math.max(...seen, target && Math.max(...seen) > target * 0.5 ? target : 0) || 1;
-  const y = (v) => (24.5 - 23 * v / top).toFixed(1);
-  let d = "", pen = false;
+  const top = Math.max(...seen, least, target && Math.max(...seen) > target * 0.5 ? target : 0);
+  const x = (i) => (98 * i / (values.length - 1)).toFixed(1), y = (v) => (28 - 25 * v / top).toFixed(1);
+  let line = "", area = "", from = -1;
+  const close = (to) => { if (from >= 0) area += "L" + x(to) + " 29L" + x(from) + " 29Z"; from = -1; };
   values.forEach((v, i) => {
-    if (!known(v)) { pen = false; return; }
-    d += (pen ? "L" : "M") + (100 * i / (values.length - 1)).toFixed(1) + " " + y(v);
-    pen = true;
+    if (!known(v)) return close(i - 1);
+    const d = (from < 0 ? "M" : "L") + x(i) + " " + y(v);
+    line += d;
+    area += d;
+    if (from < 0) from = i;
   });
-  s.append(svg("path", { d }));
+  close(values.length - 1);
+  s.append(svg("path", { class: "area", d: area }), svg("path", { d: line }));
   if (target && target <= top) s.append(svg("path", { class: "target", d: "M0 " + y(target) + "L100 " + y(target) }));
+  const last = values[values.length - 1];
+  if (known(last)) s.append(svg("path", { class: "end", d: "M" + x(values.length - 1) + " " + y(last) + "h0" }));
   return s;
 }
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
-// marks draws a line at each scaling step.
-function marks(steps) {
+// marks draws a line at each scaling step, and one across at the target.
+function marks(steps, target) {
   return (u) => {
-    const c = u.ctx, b = u.bbox, r = devicePixelRatio;
+    const c = u.ctx, b = u.bbox, r = devicePixelRatio, at = target();
     c.save();
+    const y = at ? u.valToPos(at, "y", true) : -1;
+    if (y >= b.top && y <= b.top + b.height) {
+      c.strokeStyle = color("bad");
+      c.globalAlpha = 0.6;
+      c.lineWidth = r;
+      c.setLineDash([3 * r, 3 * r]);
+      c.beginPath(); c.moveTo(b.left, y); c.lineTo(b.left + b.width, y); c.stroke();
+      c.globalAlpha = 1;
+    }
     for (const e of steps()) {
       const x = u.valToPos(e.t, "x", true);
       if (x < b.left || x > b.left + b.width) continue;
@@ -80,14 +96,17 @@ function gauge(host, spec, steps) {
   const soft = color("soft"), grid = color("grid"), font = "11px system-ui, sans-serif";
   const axis = { stroke: soft, font, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
   const series = [{}, { label: "requests/s", scale: "traffic", fill: color("area"), width: 0, points: { show: false } }];
-  for (const line of spec.lines) series.push({ label: line.label, stroke: color(line.color), width: 1.8, points: { show: false }, spanGaps: false });
+  for (const line of spec.lines) {
+    series.push({ label: line.label, stroke: color(line.color), width: 2, points: { show: false }, spanGaps: false, paths: spec.steps ? uPlot.paths.stepped({ align: 1 }) : undefined });
+  }
+  const top = (max) => Math.max(spec.least, (max || 0) * 1.1, spec.line() && (max || 0) > spec.line() * 0.5 ? spec.line() * 1.05 : 0);
   return new uPlot({
     width: Math.max(240, host.clientWidth), height: 190, series, legend: { show: false },
     tzDate: (ts) => uPlot.tzDate(new Date(ts * 1000), "Etc/UTC"),
     cursor: { sync: { key: "service" }, drag: { x: false, y: false }, points: { show: false } },
     scales: {
       x: { time: true },
-      y: { range: (u, min, max) => [0, Math.max(spec.least, (max || 0) * 1.1)] },
+      y: { range: (u, min, max) => [0, top(max)] },
       traffic: { range: (u, min, max) => [0, Math.max(4, (max || 0) * 1.1)] },
     },
     axes: [
@@ -95,6 +114,6 @@ function gauge(host, spec, steps) {
       { ...axis, size: 58, values: (u, vs) => vs.map(spec.show) },
       { ...axis, scale: "traffic", side: 1, size: 44, grid: { show: false }, values: (u, vs) => vs.map(show.num) },
     ],
-    hooks: { draw: [marks(steps)], setCursor: [(u) => spec.hover(u.cursor.idx)] },
+    hooks: { draw: [marks(steps, spec.line)], setCursor: [(u) => spec.hover(u.cursor.idx)] },
   }, spec.data(), host);
 }

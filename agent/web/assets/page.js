@@ -1,5 +1,5 @@
 "use strict";
-// One page, five views, chosen by the part of the address after #. The agent
+// One page, some views, chosen by the part of the address after #. The agent
 // sends the newest state again and again; a view is made once and then updated.
 
 const main = document.getElementById("main");
@@ -19,18 +19,28 @@ const kindOf = (e) => ({
   locks_known: "locks known", silence: "silenced", unsilence: "silence ended", step: "step",
 }[e.kind] || e.kind.replaceAll("_", " "));
 
-function tone(v) {
-  if (!v) return "quiet";
-  if (v.page) return "bad";
-  if (v.verdict !== "hold") return "warn";
-  return ["data_missing", "api_down", "cap", "no_improvement", "no_quorum", "breaker"].includes(v.reason.code) ? "warn" : "quiet";
+// What a verdict's code means in a word or two, and how it feels.
+const moods = {
+  steady: ["Steady", "good"], baseline: ["At rest", "good"], pinned: ["At rest", "good"], last_ready: ["At rest", "good"], no_victim: ["At rest", "good"],
+  projected_overload: ["Busy enough", "good"], cooldown: ["Cooling down", "calm"], operation_in_flight: ["Working", "calm"], deploy_in_progress: ["Deploy", "calm"],
+  manual: ["As asked", "calm"], mode: ["Held by its mode", "calm"], off: ["Off", "calm"], paused: ["Paused", "warn"], owner: ["Scaled elsewhere", "warn"],
+  data_missing: ["Data missing", "warn"], api_down: ["No word from the API", "warn"], cap: ["At its cap", "warn"], budget: ["Budget spent", "warn"],
+  breaker: ["Waiting after failures", "warn"], no_improvement: ["More does not help", "warn"], no_quorum: ["No quorum", "bad"],
+};
+
+function mood(v) {
+  if (!v) return ["No verdict yet", "calm"];
+  const [word, tone] = v.verdict === "up" ? ["Adding a machine", "up"] : v.verdict === "down" ? ["Removing a machine", "down"] : moods[v.reason.code] || [v.reason.code.replaceAll("_", " "), "calm"];
+  return [word, v.page ? "bad" : tone];
+}
+
+function chip(v) {
+  const [word, tone] = mood(v);
+  return el("span", { class: "chip " + tone }, word);
 }
 
 function words(s) {
-  const v = verdictOf(s.name);
-  if (!v) return s.reason || "no verdict yet";
-  const head = v.verdict === "up" ? "Adding a machine: " : v.verdict === "down" ? "Removing a machine: " : "";
-  const text = head + v.reason.text;
+  const v = verdictOf(s.name), text = v ? v.reason.text : s.reason || "";
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
@@ -43,13 +53,13 @@ function size(s) {
 }
 
 function row(cells, cls) {
-  return el("tr", {}, cells.map(([k, v, c]) => el("td", { "data-k": k, class: c }, v)));
+  return el("tr", {}, cells.filter(Boolean).map(([k, v, c]) => el("td", { "data-k": k, class: (c || "") + (v === "–" ? " blank" : "") }, v)));
 }
 
 function table(heads, rows, none) {
-  if (!rows.length) return el("p", { class: "quiet" }, none);
+  if (!rows.length) return el("p", { class: "none" }, none);
   return el("div", { class: "scroll" }, el("table", { class: "stack" },
-    el("thead", {}, el("tr", {}, heads.map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, rows)));
+    el("thead", {}, el("tr", {}, heads.filter(Boolean).map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, rows)));
 }
 
 // fill replaces what is in a box, but leaves the focus where it was.
@@ -61,31 +71,47 @@ function fill(box, ...kids) {
 
 // ---- services
 
-function overview() {
-  const cards = el("div", { class: "cards" });
-  fill(main, el("h1", {}, "Services"), el("p", { class: "quiet" }, "The last 15 minutes; the dashed line is the target."), cards);
-  return () => fill(cards, (page.status.services || []).map(card));
+const firing = () => ((page.alerts || {}).alerts || []).filter((a) => a.phase === "firing" && !a.silenced);
+
+// headline says in one sentence whether anybody need look any further.
+function headline() {
+  const all = page.status.services || [], loud = firing();
+  const odd = all.filter((s) => ["warn", "bad"].includes(mood(verdictOf(s.name))[1])).map((s) => s.name);
+  const machines = (page.status.machines || []).filter((m) => m.state === "started"), ready = machines.filter((m) => m.ready).length;
+  const count = machines.length + (machines.length === 1 ? " machine runs" : " machines run") + (ready === machines.length ? ", all ready." : ", " + ready + " ready.");
+  const [tone, text] = loud.length ? [loud.some((a) => a.severity === "page") ? "bad" : "warn", (loud.length === 1 ? "An alert fires: " : loud.length + " alerts fire: ") + loud.map((a) => a.rule + (a.service ? " of " + a.service : "")).join(", ") + "."]
+    : odd.length ? ["warn", (odd.length === 1 ? "One service is" : odd.length + " services are") + " held up: " + odd.join(", ") + "."]
+      : ["good", all.length === 1 ? "The service is as it should be." : "All " + all.length + " services are as they should be."];
+  return el("p", { class: "headline " + tone }, el("span", { class: "dot " + tone }), loud.length ? el("a", { href: "#/alerts" }, text) : text, " ", el("span", { class: "quiet" }, count));
 }
+
+function overview() {
+  const top = el("div"), cards = el("div", { class: "cards" });
+  fill(main, el("h1", {}, "Services"), top, cards, el("p", { class: "legend" }, "Lines show the last 15 minutes; the dashed one is the target."));
+  return () => { fill(top, headline()); fill(cards, (page.status.services || []).map(card)); };
+}
+
+// tiles are what a card shows: title, newest value, column, and the least that the full height of its line means.
+const tiles = [
+  ["p95", (s) => s.p95_ms, "p95_seconds", show.ms, 0.1], ["Errors", (s) => s.error_rate, "error_ratio", show.pct, 0.02],
+  ["Queue", (s) => s.queue, "queue", show.num, 5], ["CPU", (s) => s.cpu, "cpu_ratio", show.pct, 1],
+  ["Requests/s", (s, newest) => newest.requests_per_second, "requests_per_second", show.num, 1], ["Memory", (s, newest) => newest.memory_ratio, "memory_ratio", show.pct, 1],
+];
 
 function card(s) {
   const rows = (page.sparks && page.sparks[s.name] && page.sparks[s.name].rows) || [];
-  const target = (page.targets || {})[s.name] || {};
-  const newest = rows[rows.length - 1] || {};
-  const tile = (k, v, col, text) => !known(v) && !rows.some((r) => known(r[col])) ? null : el("div", { class: "tile" },
-    el("div", { class: "k" }, k), el("div", { class: "v" }, text(v)), spark(rows.map((r) => r[col]), target[col]));
-  const asked = rows.some((r) => r.requests_per_second > 0);
-  const down = s.mode !== "auto" ? el("span", { class: "tag" }, s.mode) : null;
-  const paused = s.paused_until ? el("span", { class: "tag" }, "paused until " + show.clock(s.paused_until)) : null;
+  const target = (page.targets || {})[s.name] || {}, newest = rows[rows.length - 1] || {}, v = verdictOf(s.name);
+  const shown = tiles.map(([title, value, col, text, least]) => {
+    const x = value(s, newest), seen = rows.some((r) => col === "requests_per_second" ? r[col] > 0 : known(r[col]));
+    if (!seen && (!known(x) || col === "requests_per_second")) return null;
+    const over = target[col] && known(x) && (col === "p95_seconds" ? x / 1000 : x) > target[col];
+    return el("div", { class: "tile" }, el("div", { class: "k" }, title), el("div", { class: "v" + (over ? " warn" : "") }, text(x), over ? el("span", { class: "hidden" }, ", over the target") : null),
+      spark(rows.map((r) => r[col]), target[col], least));
+  });
+  const tags = [s.mode !== "auto" ? s.mode : null, s.paused_until ? "until " + show.clock(s.paused_until) : null].filter(Boolean).map((t) => el("span", { class: "tag" }, t));
   return el("a", { class: "card", href: "#/service/" + encodeURIComponent(s.name) },
-    el("h2", {}, s.name, el("small", {}, size(s))),
-    el("p", { class: "verdict " + tone(verdictOf(s.name)) }, words(s), " ", down, " ", paused),
-    el("div", { class: "tiles" },
-      tile("p95", s.p95_ms, "p95_seconds", show.ms),
-      tile("Errors", s.error_rate, "error_ratio", show.pct),
-      tile("Queue", s.queue, "queue", show.num),
-      tile("CPU", s.cpu, "cpu_ratio", show.pct),
-      asked ? tile("Requests/s", newest.requests_per_second, "requests_per_second", show.num) : null,
-      tile("Memory", newest.memory_ratio, "memory_ratio", show.pct)));
+    el("h2", {}, s.name, el("small", {}, size(s))), el("p", { class: "state" }, chip(v), tags), el("p", { class: "verdict" }, words(s)),
+    shown.some(Boolean) ? el("div", { class: "tiles" }, shown) : el("p", { class: "quiet" }, "Nothing is measured yet."));
 }
 
 // ---- one service
@@ -95,10 +121,10 @@ let range = "15 min";
 
 function one(name) {
   const head = el("div"), buttons = el("div", { class: "range", role: "group", "aria-label": "Time shown" });
-  const charts = el("div", { class: "charts" }), why = el("div");
-  fill(main, el("div", { class: "row" }, head, buttons), charts,
-    el("p", { class: "legend" }, el("span", { class: "t" }, "■ traffic"), el("span", { class: "u" }, "▲ machine added"),
-      el("span", { class: "d" }, "▼ machine removed"), el("span", {}, "times are UTC")), why);
+  const charts = el("div", { class: "charts" }), why = el("div"), blank = el("p", { class: "none", hidden: true }, "Nothing was measured in this time.");
+  fill(main, el("div", { class: "row" }, head, buttons), blank, charts,
+    el("p", { class: "legend" }, el("span", { class: "t" }, "■ requests/s, right scale"), el("span", { class: "u" }, "▲ machine added"),
+      el("span", { class: "d" }, "▼ machine removed"), el("span", {}, "dashed: target, or cap"), el("span", {}, "times are UTC")), why);
   for (const r of Object.keys(ranges)) {
     const b = el("button", { type: "button", "aria-pressed": String(r === range) }, r);
     b.addEventListener("click", () => {
@@ -113,20 +139,21 @@ function one(name) {
   const steps = () => (hist.events || []).filter((e) => e.kind === "up_done" || e.kind === "down_done")
     .map((e) => ({ t: Date.parse(e.at) / 1000, up: e.kind === "up_done" }));
   const specs = [
-    { title: "p95 latency", unit: show.s, least: 0.2, lines: [{ label: "p95", key: "p95_seconds", color: "mark" }] },
-    { title: "Errors", unit: show.pct, least: 0.02, lines: [{ label: "errors", key: "error_ratio", color: "bad" }] },
-    { title: "Queue", unit: show.num, least: 5, lines: [{ label: "queue", key: "queue", color: "mark" }] },
+    { title: "p95 latency", unit: show.s, least: 0.2, target: "p95_seconds", lines: [{ label: "p95", key: "p95_seconds", color: "mark" }] },
+    { title: "Errors", unit: show.pct, least: 0.02, target: "error_ratio", lines: [{ label: "errors", key: "error_ratio", color: "bad" }] },
+    { title: "Queue", unit: show.num, least: 5, target: "queue", lines: [{ label: "queue", key: "queue", color: "mark" }] },
     { title: "CPU and memory", unit: show.pct, least: 1, lines: [{ label: "CPU", key: "cpu_ratio", color: "mark" }, { label: "memory", key: "memory_ratio", color: "down" }] },
-    { title: "Machines", unit: show.num, least: 3, lines: [{ label: "heard", key: "heard", color: "mark" }] },
+    { title: "Machines", unit: show.num, least: 3, steps: true, lines: [{ label: "heard", key: "heard", color: "mark" }] },
   ];
   for (const s of specs) {
     s.data = () => [hist.rows.map((r) => Date.parse(r.at) / 1000), col("requests_per_second"), ...s.lines.map((l) => col(l.key))];
     s.show = s.unit;
+    s.line = () => s.steps ? (service(name) || {}).max : ((page.targets || {})[name] || {})[s.target];
     s.now = el("span");
     s.hover = (i) => {
       const at = known(i) ? i : hist.rows.length - 1, r = hist.rows[at];
       s.now.textContent = !r ? "" : (known(i) ? show.clock(r.at) + "  " : "") + s.lines.map((l) => (s.lines.length > 1 ? l.label + " " : "") + s.unit(r[l.key])).join(", ") +
-        "  at " + show.num(r.requests_per_second) + " req/s";
+        (known(i) ? " at " + show.num(r.requests_per_second) + " req/s" : "");
     };
     s.host = el("div");
     s.box = el("section", { class: "chart", "aria-label": s.title }, el("h2", {}, s.title, s.now), s.host);
@@ -153,6 +180,8 @@ function one(name) {
         hist = await r.json();
         last = Date.now();
         for (const s of specs) s.box.hidden = !s.lines.some((l) => hist.rows.some((r) => known(r[l.key])));
+        blank.hidden = hist.rows.length > 0;
+        charts.nextSibling.hidden = !blank.hidden;
         if (!plots.length) build();
         plots.forEach((p, i) => p.setData(specs[i].data()));
         specs.forEach((s, i) => { if (!known(plots[i].cursor.idx)) s.hover(null); });
@@ -166,7 +195,7 @@ function one(name) {
     const s = service(name);
     if (!s) { fill(head, el("h1", {}, name), el("p", {}, "There is no such service in mesh.toml.")); return; }
     if (Date.now() - last > (ranges[range][1] ? 2500 : 15000)) load();
-    fill(head, el("h1", {}, name), el("p", { class: tone(verdictOf(name)) }, words(s)), el("p", { class: "quiet" }, "Machines: " + size(s) + ", baseline " + s.baseline));
+    fill(head, el("h1", {}, name, " ", chip(verdictOf(name))), el("p", { class: "verdict" }, words(s)), el("p", { class: "quiet" }, "Machines: " + size(s) + ", baseline " + s.baseline));
     fill(why, explain(name));
   };
   update.end = () => { gone = true; sizes.disconnect(); dark.removeEventListener("change", build); plots.forEach((p) => p.destroy()); };
@@ -183,84 +212,16 @@ function explain(name) {
     };
     out.push(el("h2", {}, "Why"), table(["Rule", "For", "Now", "Holds", "Since"], (v.rules || []).map((r) => row([
       ["Rule", r.rule, "head"], ["For", r.for === "up" ? "one more" : "one fewer"], ["Now", value(r)],
-      ["Holds", r.holds ? "yes" : "no", r.holds ? "warn" : ""], ["Since", r.since ? show.clock(r.since) : "–"],
+      ["Holds", r.holds ? "yes" : "no", r.holds && r.for === "up" ? "warn" : ""], ["Since", r.since ? show.clock(r.since) : "–"],
     ])), "This service has no rules."));
     const blocks = (v.guards || []).filter((g) => g.blocks);
-    if (blocks.length) out.push(el("h2", {}, "What holds it back"), el("ul", {}, blocks.map((g) => el("li", {}, g.code.replaceAll("_", " ") + ": " + g.detail))));
+    if (blocks.length) out.push(el("h2", {}, "What holds it back"), el("ul", { class: "notes" }, blocks.map((g) => el("li", {}, g.code.replaceAll("_", " ") + ": " + g.detail))));
   }
-  out.push(el("h2", {}, "Machines"), machineTable((page.status.machines || []).filter((m) => m.service === name)));
+  out.push(el("h2", {}, "Machines"), machineTable((page.status.machines || []).filter((m) => m.service === name), true));
   const es = (page.events || []).filter((e) => e.service === name && e.kind !== "step").slice(-12).reverse();
-  out.push(el("h2", {}, "Events"), eventTable(es));
+  out.push(el("h2", {}, "Events"), eventTable(es, true));
   return out;
 }
-
-// ---- machines, events, alerts, mesh
-
-function machineTable(ms) {
-  return table(["Machine", "Service", "State", "Ready", "Role", "CPU", "Memory", "Queue", "Heard"], ms.map((m) => {
-    const ok = m.ready ? "good" : m.state === "started" ? "warn" : "";
-    return row([
-      ["Machine", [el("span", { class: "dot " + ok }), m.id, m.pinned ? [" ", el("span", { class: "tag" }, "primary")] : null].flat(), "head"], ["Service", m.service],
-      ["State", m.state || "not known"], ["Ready", m.readiness || "not known"], ["Role", m.role], ["CPU", show.pct(m.cpu), "n"],
-      ["Memory", show.pct(m.memory), "n"], ["Queue", show.num(m.queue)], ["Heard", known(m.report_age_ms) ? show.age(m.report_age_ms) + " ago" : "never", "n"],
-    ]);
-  }), "No machine is known.");
-}
-
-function eventTable(es) {
-  return table(["At (UTC)", "What", "Service", "Machines", "Why"], es.map((e) => row([
-    ["At", show.clock(e.at), "n"], ["What", kindOf(e), "head n"], ["Service", e.service || "–"],
-    ["Machines", e.from && e.from !== e.to && e.to ? e.from + " to " + e.to : e.to && !e.machine ? String(e.to) : e.machine || "–", "n"], ["Why", e.reason || "–", "w"],
-  ])), "Nothing has happened yet.");
-}
-
-function simple(title, body) {
-  return () => {
-    const box = el("div");
-    fill(main, el("h1", {}, title), box);
-    return () => fill(box, body());
-  };
-}
-
-const machines = simple("Machines", () => machineTable(page.status.machines || []));
-const events = simple("Events", () => eventTable((page.events || []).slice().reverse()));
-
-const runOf = (r) => !r ? "none yet" : r.state + (r.machine ? " on " + r.machine : "") + (known(r.started) ? ", began " + show.clock(r.started) : "") + (r.detail ? ": " + r.detail : "");
-const jobs = simple("Jobs and locks", () => {
-  const js = (page.jobs || []).map((j) => {
-    const runs = j.runs || [], last = runs[runs.length - 1];
-    const tone = !last ? "" : last.state === "done" ? "good" : ["failed", "lost"].includes(last.state) ? "bad" : "warn";
-    return row([["Job", [el("span", { class: "dot " + tone }), j.name], "head n"], ["Service", j.service], ["When (UTC)", j.cron, "n"], ["Now", j.running ? runOf(j.running) : j.waits || "at rest", "w"],
-      ["Last", runOf(last), "w"], ["Next", j.next ? show.day(j.next) : "–", "n"]]);
-  });
-  const ls = (page.locks || []).map((l) => row([["Lock", l.name, "head n"], ["Holder", l.holder.machine], ["Token", l.token, "n"], ["Since", show.day(l.at), "n"], ["For", l.reason || "–", "w"], ["Remark", l.why || "–", "w"]]));
-  return [table(["Job", "Service", "When (UTC)", "Now", "Last", "Next"], js, "There are no jobs in mesh.toml."), el("h2", {}, "Locks that are held"),
-    table(["Lock", "Holder", "Token", "Since", "For", "Remark"], ls, "None.")];
-});
-
-const alerts = simple("Alerts", () => {
-  const a = page.alerts || {}, list = a.alerts || [];
-  const order = { firing: 0, pending: 1, no_data: 2, resolved: 3 };
-  const rows = list.slice().sort((x, y) => order[x.phase] - order[y.phase]).map((x) => row([
-    ["Alert", [el("span", { class: "dot " + (x.phase === "firing" ? "bad" : x.phase === "pending" ? "warn" : x.phase === "resolved" ? "good" : "") }), x.rule], "head n"],
-    ["Service", x.service || "the mesh"], ["Phase", x.phase.replace("_", " ") + (x.silenced ? " (silenced)" : "")], ["Severity", x.severity],
-    ["For", show.age(Date.parse(a.at) - Date.parse(x.since)), "n"], ["What", x.text, "w"],
-  ]));
-  const quiet = (a.silences || []).map((q) => el("p", {}, q.rule + " tells nobody until " + show.clock(q.until) + " UTC, by " + q.by + (q.reason ? ": " + q.reason : "")));
-  return [table(["Alert", "Service", "Phase", "Severity", "For", "What"], rows, "All " + (a.rules || 0) + " rules are at rest."), ...quiet];
-});
-
-const mesh = simple("Mesh", () => {
-  const s = page.status, now = local || s;
-  const q = now.quorum || {};
-  const facts = [
-    ["Mesh", s.mesh], ["Leader", local ? "nobody" : s.leader ? s.leader.machine : "nobody"], ["Quorum", q.healthy ? "a majority of the voters is alive" : "lost: nothing is scaled"],
-    ["Voters", (q.voters || []).join(", ") || "none known"], ["Epoch", String(now.epoch)], ["Term", String(now.term)], ["Told by", now.from],
-  ];
-  const warnings = now.warnings || [];
-  return [el("div", { class: "card" }, el("dl", {}, facts.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)]))),
-    el("h2", {}, "Warnings"), warnings.length ? el("ul", {}, warnings.map((w) => el("li", {}, w))) : el("p", { class: "quiet" }, "None.")];
-});
 
 // ---- address, live state
 
@@ -287,11 +248,10 @@ function frame() {
   banner.hidden = !text;
   if (!page) return;
   document.getElementById("mesh").textContent = page.status.mesh;
-  const firing = ((page.alerts || {}).alerts || []).filter((a) => a.phase === "firing" && !a.silenced).length;
-  const count = document.getElementById("alert-count");
-  count.hidden = !firing;
-  count.textContent = firing;
-  count.setAttribute("aria-label", firing + " firing");
+  const loud = firing().length, count = document.getElementById("alert-count");
+  count.hidden = !loud;
+  count.textContent = loud;
+  count.setAttribute("aria-label", loud + " firing");
   const lead = page.status.leader ? "led by " + page.status.leader.machine : "no leader";
   const line = lost || local ? "" : lead + ", epoch " + page.status.epoch + ", " + show.clock(page.status.at) + " UTC";
   if (pulse.textContent !== line) pulse.textContent = line;
