@@ -202,6 +202,10 @@ func (k *lockKeeper) due() (over []session, all int) {
 func (k *lockKeeper) finish(ctx context.Context, s session) {
 	ctx, cancel := context.WithTimeout(ctx, leaseTries)
 	defer cancel()
+	why := "its lease could not be renewed"
+	if s.PID != 0 && !process.Alive(s.PID, s.Start) {
+		why = "the process that held it died"
+	}
 	if gone, _ := k.end(s); !gone {
 		// A program that is no wrapper cannot be ended here. Its hold may end
 		// without it: by time, or by a person.
@@ -211,11 +215,11 @@ func (k *lockKeeper) finish(ctx context.Context, s session) {
 		}
 		return
 	}
-	_, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockRelease, Lock: s.Lock, Token: s.Token, Gone: true})
+	_, err := k.ask(ctx, leader.LockRequest{Verb: leader.LockRelease, Lock: s.Lock, Token: s.Token, Gone: true, Reason: why})
 	if err != nil {
 		return // again at the next look
 	}
-	k.log.Info("lock given back: its work has ended", "lock", s.Lock, "token", s.Token)
+	k.log.Info("lock given back: its work has ended", "lock", s.Lock, "token", s.Token, "reason", why)
 	k.drop(s.Session)
 }
 

@@ -44,7 +44,7 @@ func (k *locks) settle(ctx context.Context, lock state.Lock) {
 	case ctx.Err() != nil:
 		return
 	case gone:
-		k.free(ctx, lock, state.Ended, "its machine says so")
+		k.free(ctx, lock, state.Ended, "its machine says that nothing of it runs any more")
 		return
 	case lock.Policy == state.Expiry && silent > longestLease:
 		k.free(ctx, lock, state.Expired, fmt.Sprintf("silent for %s; %s", silent.Round(time.Second), why))
@@ -58,7 +58,7 @@ func (k *locks) settle(ctx context.Context, lock state.Lock) {
 	case ctx.Err() != nil:
 		return
 	case FaultOf(err) == Gone && err != nil, err == nil && halted(m.State):
-		k.free(ctx, lock, state.Stopped, "the platform says so")
+		k.free(ctx, lock, state.Stopped, "the platform says that its machine does not run")
 		return
 	case err != nil:
 		k.blocked(ctx, lock, fmt.Sprintf("%s, and the Machines API does not say whether its machine runs: %v", why, err))

@@ -33,7 +33,7 @@ const (
 var frozenFor = 3 * leader.LockLease
 
 var lockFaults = []lockFault{
-	{"kill -9 the holder", false, 3 * time.Second, []int{killed}, func(m *mesh, _, _ emulator.Machine, wrapper int) {
+	{"kill -9 the holder", true, 3 * time.Second, []int{killed}, func(m *mesh, _, _ emulator.Machine, wrapper int) {
 		m.signal(wrapper, syscall.SIGKILL)
 	}},
 	{"kill -9 the leader", true, 8 * time.Second, []int{0}, func(m *mesh, _, leader emulator.Machine, _ int) { m.kill(leader) }},
