@@ -51,9 +51,6 @@ func (d *driver) cordon(ctx context.Context, s Service, op state.Op) error {
 // cordoned takes the machine out of the proxy's rotation. The mark says whose
 // cordon it is: a leader that finds it without an open operation takes it back.
 func (d *driver) cordoned(ctx context.Context, s Service, op state.Op) error {
-	if err := d.allowed(ctx); err != nil {
-		return err
-	}
 	if err := d.l.Cloud.SetMetadata(ctx, s.App, op.Machine, MetaRemoval, markFor(op.ID)); err != nil && FaultOf(err) != Gone {
 		return err
 	}

@@ -135,7 +135,8 @@ func (d *driver) pause(ctx context.Context, err error) {
 	}
 }
 
-// allowed is asked immediately before every call that changes something.
+// allowed is asked immediately before agents are told to do something. What
+// changes something through the Machines API asks the same by itself.
 func (d *driver) allowed(ctx context.Context) error {
 	if err := d.l.Store.Verify(ctx); err != nil {
 		return fmt.Errorf("verify leadership: %w", err)

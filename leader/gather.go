@@ -125,14 +125,17 @@ func (l *Leader) list(ctx context.Context) {
 	}
 }
 
-// recheck asks for the machines of operations by ID, those that are open and
-// those that ended of late. The API's listing may be some seconds old, and what
-// one leader did the next one's adapter does not remember: without this, a
-// machine that was made a moment ago would not count, and one that was stopped
-// a moment ago would still pass for one that serves.
+// doubt is a machine of which a listing may say too little.
+type doubt struct{ machine, service string }
+
+// recheck asks for machines by ID. The API's listing may be some seconds old,
+// and what one leader did the next one's adapter does not remember: without
+// this, a machine that was made a moment ago would not count, and one that was
+// stopped a moment ago would still pass for one that serves. So the machines of
+// operations are asked for, of those that are open and those that ended of
+// late; and every machine that is not listed although it was, or speaks.
 func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *state.State) []Machine {
-	type doubt struct{ machine, service string }
-	var all []doubt
+	all := l.unlisted(app, ms)
 	for _, o := range st.Ops {
 		all = append(all, doubt{o.Machine, o.Service})
 	}
@@ -141,13 +144,21 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 			all = append(all, doubt{t.Machine, t.Service})
 		}
 	}
-	for _, d := range all {
+	all = slices.DeleteFunc(all, func(d doubt) bool {
 		s, ok := l.service(d.service)
-		if !ok || s.App != app || d.machine == "" {
-			continue
-		}
+		return !ok || s.App != app || d.machine == ""
+	})
+	slices.SortFunc(all, func(a, b doubt) int { return cmp.Compare(a.machine, b.machine) })
+	all = slices.CompactFunc(all, func(a, b doubt) bool { return a.machine == b.machine })
+	found, errs := make([]Machine, len(all)), make([]error, len(all))
+	var wg sync.WaitGroup
+	for n, d := range all {
+		wg.Go(func() { found[n], errs[n] = l.Cloud.Get(ctx, app, d.machine) })
+	}
+	wg.Wait()
+	for n, d := range all {
 		i := slices.IndexFunc(ms, func(m Machine) bool { return m.ID == d.machine })
-		m, err := l.Cloud.Get(ctx, app, d.machine)
+		m, err := found[n], errs[n]
 		switch {
 		case err == nil && i >= 0:
 			m.LeaseOwner = ms[i].LeaseOwner // only listings tell it
@@ -158,10 +169,45 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 			ms = slices.Delete(ms, i, i+1)
 		case FaultOf(err) != Gone && i < 0:
 			// It may be there and nobody can say: better one too many.
+			s, _ := l.service(d.service)
 			ms = append(ms, Machine{ID: d.machine, App: app, Group: s.Group, State: "unknown", Created: time.Now()})
 		}
 	}
 	return ms
+}
+
+// unlisted returns the machines of an app that the listing before had, or the
+// mesh hears, and a new listing lacks.
+func (l *Leader) unlisted(app string, ms []Machine) (all []doubt) {
+	there := map[string]bool{}
+	for _, m := range ms {
+		there[m.ID] = true
+	}
+	add := func(id, service string) {
+		if !there[id] {
+			there[id] = true
+			all = append(all, doubt{id, service})
+		}
+	}
+	for _, s := range l.Services {
+		if s.App != app {
+			continue
+		}
+		for _, m := range l.machines(s) {
+			if m.State != "destroyed" {
+				add(m.ID, s.Policy.Name)
+			}
+		}
+	}
+	l.Reports.with(func(w *window.Window) {
+		for _, id := range w.Machines() {
+			r, age, ok := w.Latest(time.Now(), id)
+			if s, known := l.service(r.Service); ok && known && s.App == app && w.Fresh(age) {
+				add(id, r.Service)
+			}
+		}
+	})
+	return all
 }
 
 // machines returns the service's machines of the newest listing, sorted by ID.

@@ -134,6 +134,7 @@ func (l *Leader) lead(ctx context.Context, t Term) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(t.Context, cancel)()
+	ctx = WithCheck(ctx, l.Store.Verify)
 
 	l.listed, l.deploys = newListings(), newDeploys()
 	l.said, l.gone, l.short = map[string]string{}, map[string]time.Time{}, map[string]time.Time{}

@@ -102,13 +102,16 @@ func (o *oracle) deploying(d flytest.Deploy, sum *tally) {
 	}
 	o.deploysN++
 	sum.deploys++
-	o.wg.Go(func() {
-		<-o.deploy(d)
-		o.om.Lock()
-		defer o.om.Unlock()
-		o.deploysN--
-		o.deployed = time.Now()
-	})
+	o.wg.Go(func() { o.deployBy(d) })
+}
+
+// deployBy runs a deploy that was counted, to its end.
+func (o *oracle) deployBy(d flytest.Deploy) {
+	<-o.deploy(d)
+	o.om.Lock()
+	defer o.om.Unlock()
+	o.deploysN--
+	o.deployed = time.Now()
 }
 
 // quiet carries out what was put off and waits for deploys to end.
@@ -151,6 +154,14 @@ func (o *oracle) cordoned() []string {
 
 // excused says whether others may just have made machines.
 func (o *oracle) excused() bool {
+	for _, r := range slices.Backward(o.api.Requests()) {
+		if time.Since(r.At) > known {
+			break
+		}
+		if r.By == "fly-proxy" && r.Action == "start" {
+			return true
+		}
+	}
 	o.om.Lock()
 	defer o.om.Unlock()
 	return o.deploysN > 0 || time.Since(o.deployed) < known || time.Since(o.foreign) < known
@@ -325,7 +336,7 @@ func (o *oracle) checkLog(sum *tally) {
 // aboveRate returns the calls of the mesh, of all its machines together, that
 // are above the documented rate.
 func aboveRate(log []flytest.Request) (over []string) {
-	limits := map[[2]string]*rate.Limiter{}
+	limits, told := map[[2]string]*rate.Limiter{}, map[[2]string][]string{}
 	for _, r := range log {
 		if !strings.HasPrefix(r.UserAgent, "flymesh") {
 			continue
@@ -334,17 +345,20 @@ func aboveRate(log []flytest.Request) (over []string) {
 		if of == "" || r.Action == "create" {
 			of = r.App
 		}
-		l := limits[[2]string{r.Action, of}]
+		key := [2]string{r.Action, of}
+		l := limits[key]
 		if l == nil {
 			l = rate.NewLimiter(1, 3)
 			if r.Action == "get" {
 				l = rate.NewLimiter(5, 10)
 			}
-			limits[[2]string{r.Action, of}] = l
+			limits[key] = l
 		}
 		if !l.AllowN(r.At, 1) {
-			over = append(over, fmt.Sprintf("%s of %s at %s is above the documented rate", r.Action, of, r.At.Format("15:04:05.000")))
+			over = append(over, fmt.Sprintf("%s of %s at %s is above the documented rate, after %v", r.Action, of, r.At.Format("15:04:05.000"), told[key]))
 		}
+		told[key] = append(told[key], r.At.Format("15:04:05.000 ")+strings.TrimPrefix(r.UserAgent, "flymesh-"))
+		told[key] = told[key][max(0, len(told[key])-12):]
 	}
 	return over
 }

@@ -122,9 +122,6 @@ func (l *Leader) mirror(ctx context.Context, s Service, primary string, ms []Mac
 		if m.Metadata[MetaPrimary] == want {
 			continue
 		}
-		if err := l.Store.Verify(ctx); err != nil {
-			return
-		}
 		if err := l.Cloud.SetMetadata(ctx, s.App, m.ID, MetaPrimary, want); err != nil {
 			l.log.Debug("mark primary failed", "machine", m.ID, "error", err)
 		}

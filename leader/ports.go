@@ -43,7 +43,9 @@ type CreateRequest struct {
 
 // Cloud is the Machines API as the leader needs it. Every method has its own
 // deadline inside, is rate limited, and fails with a *CloudError. Create and
-// Start are sent at most once: a lost answer is Unknown, never a retry.
+// Start are sent at most once: a lost answer is Unknown, never a retry. A call
+// that changes something asks the context's check (see WithCheck) when nothing
+// is left to wait for, and is not sent if that fails.
 type Cloud interface {
 	// List returns every machine of the app that is not destroyed, read-your-writes.
 	List(ctx context.Context, app string) ([]Machine, error)
@@ -57,6 +59,22 @@ type Cloud interface {
 	Cordon(ctx context.Context, app, id string) error
 	Uncordon(ctx context.Context, app, id string) error
 	SetMetadata(ctx context.Context, app, id, key, value string) error
+}
+
+type checkKey struct{}
+
+// WithCheck returns a context for calls that change something: the Cloud asks
+// check right before it sends one, after every wait of its own.
+func WithCheck(ctx context.Context, check func(context.Context) error) context.Context {
+	return context.WithValue(ctx, checkKey{}, check)
+}
+
+// Check asks the check of WithCheck; without one nothing stands in the way.
+func Check(ctx context.Context) error {
+	if check, ok := ctx.Value(checkKey{}).(func(context.Context) error); ok {
+		return check(ctx)
+	}
+	return nil
 }
 
 // Fault classifies a failed call: what it means and so what to do.

@@ -27,6 +27,9 @@ import (
 // comes of it to the last millisecond.
 var regressions = []uint64{2000045, 104, 2001392, 5002294, 5003299, 5004709, 5004825, 6000109}
 
+// worseFrom is the first seed whose runs have the newer troubles as well.
+const worseFrom = 10_000_000
+
 func TestRandomRuns(t *testing.T) {
 	runs := 6
 	if n, err := strconv.Atoi(os.Getenv("FLYMESH_RUNS")); err == nil && n > 0 {
@@ -34,7 +37,7 @@ func TestRandomRuns(t *testing.T) {
 	}
 	first, err := strconv.ParseUint(os.Getenv("FLYMESH_SEED"), 10, 64)
 	if err != nil {
-		first = uint64(time.Now().UnixNano()) % 1e12
+		first = worseFrom + uint64(time.Now().UnixNano())%1e12
 	}
 	var sum tally
 	for i := range len(regressions) + runs {
@@ -52,8 +55,8 @@ func TestRandomRuns(t *testing.T) {
 
 // tally is what random runs did, to show that they did something.
 type tally struct {
-	runs, faults, leaders, deploys, foreign, hosts, agents, writes, ups, downs, failed int
-	virtual, settled                                                                   time.Duration
+	runs, faults, leaders, deploys, proxies, foreign, odd, hosts, agents, writes, ups, downs, failed int
+	virtual, settled                                                                                 time.Duration
 }
 
 func (a *tally) add(b tally) {
@@ -61,7 +64,9 @@ func (a *tally) add(b tally) {
 	a.faults += b.faults
 	a.leaders += b.leaders
 	a.deploys += b.deploys
+	a.proxies += b.proxies
 	a.foreign += b.foreign
+	a.odd += b.odd
 	a.hosts += b.hosts
 	a.agents += b.agents
 	a.writes += b.writes
@@ -73,9 +78,9 @@ func (a *tally) add(b tally) {
 }
 
 func (a tally) String() string {
-	return fmt.Sprintf("%d runs, %s of virtual time; %d API faults, %d leader changes, %d deploys, %d foreign starts and stops, %d host failures, "+
-		"%d silent, busy or unready agents; %d writes, %d additions and %d removals, %d operations failed; settled at most %s after the last fault",
-		a.runs, a.virtual.Round(time.Minute), a.faults, a.leaders, a.deploys, a.foreign, a.hosts, a.agents, a.writes, a.ups, a.downs, a.failed, a.settled.Round(time.Second))
+	return fmt.Sprintf("%d runs, %s of virtual time; %d API faults, %d leader changes, %d deploys, %d times given to the proxy, "+
+		"%d foreign starts and stops, %d other acts of others, %d host failures, %d silent, busy or unready agents; %d writes, %d additions and %d removals, %d operations failed; settled at most %s after the last fault",
+		a.runs, a.virtual.Round(time.Minute), a.faults, a.leaders, a.deploys, a.proxies, a.foreign, a.odd, a.hosts, a.agents, a.writes, a.ups, a.downs, a.failed, a.settled.Round(time.Second))
 }
 
 // hurried is the policy with everything a few times as fast, so that an hour
@@ -96,8 +101,12 @@ func hurried(s *stand) {
 
 func randomRun(t *testing.T, seed uint64) (sum tally) {
 	rng := rand.New(rand.NewPCG(seed, 0x6d657368))
+	var more *rand.Rand
+	if seed >= worseFrom {
+		more = rand.New(rand.NewPCG(seed, 0x776f727365))
+	}
 	bubble(t, flytest.DefaultTiming(), func(s *stand) {
-		c := &chaos{stand: s, rng: rng, sum: &sum, down: map[string]bool{}}
+		c := &chaos{stand: s, rng: rng, more: more, sum: &sum, down: map[string]bool{}}
 		began := time.Now()
 		c.run()
 		sum.virtual = time.Since(began)
@@ -110,6 +119,7 @@ func randomRun(t *testing.T, seed uint64) (sum tally) {
 		if rng.IntN(2) == 0 {
 			s.svcs[0].Regions = []string{"fra", "ams"}
 		}
+		s.record = more != nil && more.IntN(2) == 0
 		o := &oracle{stand: s, forget: rng.IntN(2) == 0}
 		s.oracle, s.reach = o, o.through
 	})
@@ -120,9 +130,12 @@ func randomRun(t *testing.T, seed uint64) (sum tally) {
 type chaos struct {
 	*stand
 	rng    *rand.Rand
+	more   *rand.Rand // of the newer troubles; nil: none
 	sum    *tally
 	person *flyapi.Client
 	down   map[string]bool // machines whose host failed, now or earlier
+
+	proxied bool // Fly Proxy stops and starts machines
 }
 
 func (c *chaos) between(low, high time.Duration) time.Duration {
@@ -147,6 +160,10 @@ func (c *chaos) run() {
 
 // trouble makes one thing go wrong, most of them for a while.
 func (c *chaos) trouble() {
+	if c.more != nil && c.more.IntN(3) == 0 {
+		c.worse()
+		return
+	}
 	switch c.rng.IntN(16) {
 	case 0, 1, 2, 3:
 		c.apiFault()
@@ -275,6 +292,12 @@ func (c *chaos) quiet() {
 		a.mute, a.notReady, a.busy, a.since = false, false, false, time.Now()
 	}
 	c.mu.Unlock()
+	for _, m := range c.machines() {
+		_ = c.api.Hide(m.ID, 0) // listings are whole again
+	}
+	if c.sum.proxies > 0 {
+		c.owned()
+	}
 	for _, id := range c.oracle.cordoned() {
 		// A deploy that died cordoned it: that is a person's to set right.
 		c.await("the leases to end", 2*time.Minute, func() bool { return c.person.Uncordon(context.Background(), appName, id) == nil })

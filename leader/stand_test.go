@@ -443,8 +443,9 @@ type cluster struct {
 	leader string
 	lost   uint64 // times that all state was lost
 	cancel context.CancelFunc
-	before []func(c state.Command) // told ahead of each commit
-	after  []func(c state.Command) // told of each commit before its proposer is
+	behind map[string]context.CancelFunc // ends terms whose leaders do not know that they are over
+	before []func(c state.Command)       // told ahead of each commit
+	after  []func(c state.Command)       // told of each commit before its proposer is
 }
 
 func (c *cluster) hook(before, after func(state.Command)) {
@@ -485,9 +486,27 @@ func (c *cluster) elect(id string) leader.Term {
 	if c.cancel != nil {
 		c.cancel()
 	}
+	if wake := c.behind[id]; wake != nil {
+		wake()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c.term, c.leader, c.cancel = c.term+1, id, cancel
 	return leader.Term{Number: c.term, Epoch: 1 + c.lost, Context: ctx}
+}
+
+// unaware lets the leader's term go on for it, until the returned func is
+// called or it is elected again, although others elect somebody else.
+func (c *cluster) unaware() (wake func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel == nil {
+		return func() {}
+	}
+	if c.behind == nil {
+		c.behind = map[string]context.CancelFunc{}
+	}
+	wake, c.behind[c.leader], c.cancel = c.cancel, c.cancel, nil
+	return wake
 }
 
 func (c *cluster) state() *state.State {
@@ -534,13 +553,11 @@ func (n node) read(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	switch r, err := n.record.Read(ctx); {
-	case err != nil:
-		return err
-	case r.Zero():
-		return errors.New("there is no epoch record")
+	r, err := n.record.Read(ctx)
+	if err == nil && r.Zero() { // somebody has destroyed all machines that had it
+		err = n.record.Write(leader.WithCheck(ctx, func(context.Context) error { return nil }), epoch.Record{Epoch: 1, Cluster: "1-stand"})
 	}
-	return nil
+	return err
 }
 
 func (n node) Verify(ctx context.Context) error {

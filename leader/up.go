@@ -101,9 +101,6 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	if full, why := d.full(s, ms, m.ID); full {
 		return d.finish(ctx, op, state.Abandoned, why, nil)
 	}
-	if err := d.allowed(ctx); err != nil {
-		return err
-	}
 	if removal, sent := markOf(m); m.Cordoned || removal != "" { // as its removal left it
 		if err := d.l.Cloud.Uncordon(ctx, s.App, m.ID); err != nil {
 			return err
@@ -134,7 +131,7 @@ func (d *driver) create(ctx context.Context, s Service, op state.Op) error {
 		return err
 	}
 	for _, m := range ms {
-		if m.Name == op.Name {
+		if m.Name == op.Name && m.Metadata[MetaOp] == op.ID {
 			return d.advance(ctx, op, state.StepBooting, m.ID, "adopted "+op.Name)
 		}
 	}
@@ -149,10 +146,6 @@ func (d *driver) create(ctx context.Context, s Service, op state.Op) error {
 	// the listing late: look for a while before the same name is sent again.
 	if op.Crossed > 0 && d.called.IsZero() && time.Since(op.StepAt) < lookFor || !d.recall(lookFor) {
 		return nil
-	}
-	if err := d.allowed(ctx); err != nil {
-		d.called = time.Time{}
-		return err
 	}
 	regions := s.Regions
 	if len(regions) == 0 {
@@ -280,9 +273,6 @@ func (d *driver) undoUp(ctx context.Context, s Service, op state.Op) error {
 		if err == nil && r.Busy != "" {
 			return nil
 		}
-	}
-	if err := d.allowed(ctx); err != nil {
-		return err
 	}
 	return d.l.Cloud.Stop(ctx, s.App, op.Machine, 0)
 }

@@ -47,6 +47,7 @@ func Conform(t *testing.T, open func(t *testing.T) World) {
 		{"metadata_is_set_and_removed", metadata},
 		{"what_does_not_exist_is_gone", gone},
 		{"a_dead_context_ends_a_call", deadContext},
+		{"a_failed_check_sends_nothing", failedCheck},
 	} {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -224,6 +225,37 @@ func deadContext(t *testing.T, w World) {
 	}
 	if err := w.Cloud.Start(ctx, w.App, w.Template); err == nil {
 		t.Error("start answered")
+	}
+}
+
+func failedCheck(t *testing.T, w World) {
+	asked := 0
+	ctx := leader.WithCheck(t.Context(), func(context.Context) error {
+		asked++
+		return errors.New("somebody else leads")
+	})
+	_, err := w.Cloud.Create(ctx, request(w, "unchecked"))
+	for name, err := range map[string]error{
+		"create":   err,
+		"start":    w.Cloud.Start(ctx, w.App, w.Template),
+		"stop":     w.Cloud.Stop(ctx, w.App, w.Template, 0),
+		"suspend":  w.Cloud.Suspend(ctx, w.App, w.Template),
+		"cordon":   w.Cloud.Cordon(ctx, w.App, w.Template),
+		"uncordon": w.Cloud.Uncordon(ctx, w.App, w.Template),
+		"metadata": w.Cloud.SetMetadata(ctx, w.App, w.Template, "k", "v"),
+	} {
+		if err == nil || leader.FaultOf(err) != leader.Retry {
+			t.Errorf("%s: got %v, want fault %s", name, err, leader.Retry)
+		}
+	}
+	if asked != 7 {
+		t.Errorf("the check was asked %d times for 7 calls", asked)
+	}
+	if m := get(t, w, w.Template); m.State != "started" || m.Cordoned || m.Metadata["k"] != "" {
+		t.Errorf("the machine is %+v: something was done", m)
+	}
+	if n := named(list(t, w), "flymesh-unchecked"); n != 0 {
+		t.Errorf("%d machines were created", n)
 	}
 }
 

@@ -3,8 +3,8 @@
 //
 // The contract: all methods may be called from any goroutine. Every call has a
 // deadline of its own besides ctx's, waits for a rate limiter that keeps to
-// the documented limits, and fails with a *leader.CloudError. A write is sent
-// at most once, whatever the layers above the guard would like, and is never
+// the documented limits, and fails with a *leader.CloudError. A write asks
+// leader.Check last of all and is sent at most once, whatever the layers above the guard would like, and is never
 // repeated in here: after a lost answer its fault is Unknown and the caller
 // looks. A read is repeated up to twice, with a backoff, within its deadline.
 //
@@ -44,11 +44,12 @@ import (
 const DefaultBaseURL = "https://api.machines.dev"
 
 // reads are tried this often; the pause before a repeat doubles from
-// readPause, and from limitPause after a 429: others use up the same limit.
+// readPause, and from limitPause after a 429 and for listings: others use up
+// the same limit, and of listings there is least.
 const (
 	readTries  = 3
 	readPause  = 250 * time.Millisecond
-	limitPause = 1500 * time.Millisecond
+	limitPause = 2 * time.Second
 )
 
 // errNoTurn marks a call that ran out of time before the rate limiter let it go.
@@ -185,7 +186,7 @@ func (c *Client) do(ctx context.Context, act Action, appName, id string, f func(
 		if err == nil {
 			return nil
 		}
-		if err.Status == http.StatusTooManyRequests {
+		if err.Status == http.StatusTooManyRequests || act == ActList {
 			pause = max(pause, limitPause)
 		}
 		if n == tries || err.Fault != leader.Retry || !sleep(ctx, pause/2+rand.N(pause)) {
@@ -203,6 +204,11 @@ func (c *Client) try(ctx context.Context, act Action, a *appClient, id string, f
 	if err := c.limits.wait(ctx, act, key); err != nil {
 		err = fmt.Errorf("%w: %w", errNoTurn, err)
 		return &leader.CloudError{Action: string(act), Fault: leader.Retry, Err: err}
+	}
+	if !act.reads() {
+		if err := leader.Check(ctx); err != nil {
+			return &leader.CloudError{Action: string(act), Fault: leader.Retry, Err: fmt.Errorf("not sent: %w", err)}
+		}
 	}
 	start := time.Now()
 	fault, status, err := classified(act, f(withOnce(ctx), a))

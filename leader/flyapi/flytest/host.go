@@ -3,6 +3,7 @@ package flytest
 import (
 	"fmt"
 	"net/http"
+	"time"
 
 	fly "github.com/superfly/fly-go"
 )
@@ -58,6 +59,12 @@ func (s *Server) RestoreHost(id string) error {
 			f.enter(m, fly.MachineStateStopped, "exit", "flyd", nil)
 		}
 	})
+}
+
+// Hide keeps a machine out of every listing for a time, as an index that has
+// lost it does. By its ID it is found.
+func (s *Server) Hide(id string, d time.Duration) error {
+	return s.onMachine("hide", id, func(m *machine) { m.hidden = time.Now().Add(d) })
 }
 
 // Discard drops the snapshot of a suspended machine, as the platform may at any

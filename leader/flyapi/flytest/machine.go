@@ -32,6 +32,7 @@ type machine struct {
 	settled  time.Time // start is refused before
 	since    time.Time // in this state
 	moving   bool      // to another host: a new address at the next boot
+	hidden   time.Time // listings lack it until then
 	past     []snapshot
 }
 

@@ -59,7 +59,7 @@ func (s *Server) list(c *call) (reply, error) {
 		if !fresh {
 			v, known = m.asOf(time.Now().Add(-f.timing.ListLag))
 		}
-		if !known || !listed(v, q) {
+		if !known || !listed(v, q) || time.Now().Before(m.hidden) {
 			continue
 		}
 		w := v.wire()

@@ -1,0 +1,115 @@
+package leader_test
+
+import (
+	"testing"
+	"time"
+
+	"flymesh/leader/decide"
+	"flymesh/leader/flyapi"
+	"flymesh/leader/flyapi/flytest"
+	"flymesh/raftstore/state"
+)
+
+// TestListingLacksMachines: what listings lack for minutes still counts against
+// the cap and is not replaced, also for a leader that never saw it listed.
+func TestListingLacksMachines(t *testing.T) {
+	for _, heir := range []string{"v0", "v1"} {
+		bubble(t, flytest.DefaultTiming(), func(s *stand) {
+			s.offer(2)
+			s.seed("more", 2, true)
+			s.lead("v0")
+			s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+			hidden := s.started()[1:]
+			for _, id := range hidden {
+				if err := s.api.Hide(id, 30*time.Minute); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.lead(heir)
+			time.Sleep(time.Minute)
+			s.offer(8) // every rule asks for more
+			over := s.watchCap(3)
+			time.Sleep(20 * time.Minute)
+			if found := over(); found != "" || s.calls("create") > 0 {
+				t.Errorf("%s; %d creates\n%s", found, s.calls("create"), s.story())
+			}
+			if s.blocked(decide.CodeCap) == "" {
+				t.Errorf("the cap is not what holds it back: %+v", s.verdict().Guards)
+			}
+			// One of them really goes: that is found out, and made up for.
+			p := s.somebody()
+			defer p.Close()
+			if err := p.Stop(s.t.Context(), appName, hidden[0], 0); err != nil {
+				t.Fatal(err)
+			}
+			s.await("a machine in its place", 10*time.Minute, func() bool { return len(s.started()) == 3 })
+		})
+	}
+}
+
+// TestNameIsTaken: a machine that somebody else made has the name that an
+// operation wants. It is left alone, and the next operation makes its own.
+func TestNameIsTaken(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		s.lead("v0")
+		s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+		taken := ""
+		s.raft.also(func(c state.Command) {
+			if taken != "" || !reaches(c, state.StepCreating) {
+				return
+			}
+			taken = s.raft.state().Ops[c.Advance.Op].Name
+			if _, err := s.api.Seed(flytest.Spec{App: appName, Name: taken, Group: "worker", Config: s.config()}); err != nil {
+				s.t.Error(err)
+			}
+		})
+		s.scale(2)
+		s.await("two machines", 10*time.Minute, func() bool { return len(s.started()) == 2 && len(s.raft.state().Ops) == 0 })
+		if n := s.happened("up_failed"); n != 1 {
+			t.Errorf("%d operations failed, want the one whose name was taken\n%s", n, s.story())
+		}
+		for _, m := range s.machines() {
+			if m.Name == taken && m.State != "stopped" {
+				t.Errorf("the machine with the name is %s\n%s", m.State, s.story())
+			}
+		}
+	})
+}
+
+// TestDeposedInTheMiddle: a leader that has not heard of its successor sends
+// nothing more, although it was in the middle of a step: between the calls of
+// the step it asks again.
+func TestDeposedInTheMiddle(t *testing.T) {
+	for _, act := range []flyapi.Action{flyapi.ActSetMetadata, flyapi.ActGet} {
+		bubble(t, flytest.DefaultTiming(), func(s *stand) {
+			s.seed("more", 1, act == flyapi.ActSetMetadata)
+			s.lead("v0")
+			s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+			step, want := state.StepCordon, 1
+			if act == flyapi.ActGet { // of the stopped machine that is about to be started
+				step, want = state.StepStarting, 2
+			}
+			s.armAt(step, flytest.Fault{Action: string(act), AnswerDelay: flytest.Delay(8 * time.Second), Count: 1})
+			var deposed time.Time
+			s.raft.also(func(c state.Command) {
+				if deposed.IsZero() && reaches(c, step) {
+					deposed = time.Now().Add(2 * time.Second)
+					go func() {
+						time.Sleep(2 * time.Second)
+						wake := s.raft.unaware()
+						s.lead("v1")
+						time.Sleep(time.Minute)
+						wake()
+					}()
+				}
+			})
+			s.scale(want)
+			s.await("what was asked", 10*time.Minute, func() bool { return len(s.started()) == want && len(s.raft.state().Ops) == 0 })
+			for _, r := range s.api.Requests() {
+				if r.UserAgent == "flymesh-v0" && r.Method != "GET" && r.At.After(deposed) {
+					t.Errorf("%s of %s by the deposed leader, %s after its end", r.Action, r.Machine, r.At.Sub(deposed))
+				}
+			}
+		})
+	}
+}
