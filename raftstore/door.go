@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -88,10 +87,8 @@ func (s *Store) open(c net.Conn) (request, error) {
 	}
 	if no != accepted {
 		s.m.refused.WithLabelValues(string(no)).Inc()
-		if s.refused.first(c.RemoteAddr().String(), string(no)) {
-			s.log.Warn("refused connection", "remote", c.RemoteAddr().String(), "reason", string(no),
-				"from", r.own, "target", r.target, "epoch", r.epoch, "cluster", r.cluster)
-		}
+		s.refused.Refused(c.RemoteAddr().String(), string(no), string(no),
+			"from", r.own, "target", r.target, "epoch", r.epoch, "cluster", r.cluster)
 	}
 	e, cluster := s.known()
 	if _, err := c.Write(reply{no, e, cluster}.encode()); err != nil {
@@ -268,35 +265,4 @@ func (s *Store) dialRaft(ctx context.Context, in *instance, hostport, server str
 func (s *Store) dialQuery(ctx context.Context, hostport string) (net.Conn, error) {
 	e, cluster := s.known()
 	return s.dial(ctx, hostport, request{kind: kindQuery, epoch: e, cluster: cluster, own: s.selfNow().ID()})
-}
-
-// onceLog says which refusals are new: a flood of them is one line a minute
-// for each host and reason.
-type onceLog struct {
-	mu    sync.Mutex
-	every time.Duration
-	limit int
-	at    map[string]time.Time
-}
-
-func newOnceLog(every time.Duration, limit int) *onceLog {
-	return &onceLog{every: every, limit: limit, at: map[string]time.Time{}}
-}
-
-func (o *onceLog) first(remote, reason string) bool {
-	if host, _, err := net.SplitHostPort(remote); err == nil {
-		remote = host
-	}
-	k := remote + " " + reason
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	now := time.Now()
-	if t, ok := o.at[k]; ok && now.Sub(t) < o.every {
-		return false
-	}
-	if len(o.at) >= o.limit {
-		clear(o.at)
-	}
-	o.at[k] = now
-	return true
 }

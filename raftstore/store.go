@@ -22,6 +22,7 @@ import (
 
 	"flymesh/raftstore/epoch"
 	"flymesh/raftstore/state"
+	"flymesh/raftstore/stranger"
 )
 
 // The errors that callers tell apart.
@@ -45,7 +46,7 @@ type Store struct {
 	log     *slog.Logger
 	m       *metrics
 	asker   *asker
-	refused *onceLog
+	refused *stranger.Log
 	terms   chan Term
 
 	// life is held through each change of membership: adopt, found, drop,
@@ -82,7 +83,7 @@ func Open(o Options) (*Store, error) {
 		o: o, log: o.Logger.With("component", "raftstore"),
 		terms: make(chan Term, 1), life: make(chan struct{}, 1),
 	}
-	s.refused = newOnceLog(time.Minute, 256)
+	s.refused = stranger.New(s.log)
 	s.asker = newAsker(s.dialQuery)
 	s.m = newMetrics(o.Registerer, s)
 	return s, nil

@@ -5,10 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
+
+	"flymesh/raftstore/stranger"
 )
 
 // The protocols that share the mesh port, by ALPN.
@@ -30,6 +34,7 @@ type meshListener struct {
 	tls     *tls.Config
 	log     *slog.Logger
 	metrics *metrics
+	refused *stranger.Log
 	http    *queue
 
 	mu   sync.Mutex // guards raft
@@ -46,7 +51,7 @@ func listenMesh(addr string, conf *tls.Config, log *slog.Logger, m *metrics) (*m
 	}
 	c := conf.Clone()
 	c.NextProtos = []string{protoRaft, protoHTTP}
-	return &meshListener{l: l, tls: c, log: log, metrics: m, http: newQueue(l.Addr())}, nil
+	return &meshListener{l: l, tls: c, log: log, metrics: m, refused: stranger.New(log), http: newQueue(l.Addr())}, nil
 }
 
 // run accepts until ctx ends. Each handshake has a goroutine and a deadline.
@@ -119,9 +124,16 @@ func (m *meshListener) greet(ctx context.Context, c net.Conn) {
 	}
 }
 
+// refuse counts a refusal, and logs it if whoever called did something wrong:
+// a machine of the mesh also gives up in a handshake, or comes when all is busy.
 func (m *meshListener) refuse(reason string, c net.Conn, err error) {
 	m.metrics.refused.WithLabelValues(reason).Inc()
-	m.log.Debug("mesh connection refused", "reason", reason, "from", c.RemoteAddr().String(), "error", err)
+	switch {
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, context.Canceled):
+		m.log.Debug("mesh connection refused", "reason", reason, "from", c.RemoteAddr().String(), "error", err)
+	default:
+		m.refused.Refused(c.RemoteAddr().String(), reason, err.Error())
+	}
 }
 
 func (m *meshListener) raftNetwork() *RaftNetwork {

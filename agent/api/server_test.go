@@ -67,14 +67,18 @@ func tempDir(t testing.TB) string {
 }
 
 // serve opens all doors of an agent and runs them.
-func serve(t *testing.T, b api.Backend, machine string) *door {
+func serve(t *testing.T, b api.Backend, machine string, edit ...func(*api.Options)) *door {
 	t.Helper()
 	d := &door{path: filepath.Join(tempDir(t), "run", "agent.sock")}
 	reg := prometheus.NewRegistry()
-	s, err := api.NewServer(api.Options{
+	o := api.Options{
 		Backend: b, TLS: tlsOf(t, 0, machine), Socket: d.path, Mesh: "127.0.0.1:0", Health: "127.0.0.1:0",
 		Gatherer: reg, Registerer: reg,
-	})
+	}
+	for _, f := range edit {
+		f(&o)
+	}
+	s, err := api.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -202,6 +204,104 @@ func TestStrangersStayOut(t *testing.T) {
 	}
 	if living(g) != 2 || len(heard()) != 0 {
 		t.Errorf("%d members and %d reports, want 2 and 0", living(g), len(heard()))
+	}
+}
+
+// lines is a log that tests read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) of(host string) (n int, all string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), "remote="+host+":"), l.b.String()
+}
+
+// Strangers that try 10,000 times are told of once each, and leave neither
+// goroutines nor memory behind.
+func TestFloodOfStrangers(t *testing.T) {
+	log := &lines{}
+	g, heard := real(t, 71, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	at := g.Addr().String()
+	wrongKey, _ := real(t, 72, func(o *Options) { o.Keys = func(time.Time) [][]byte { return key(2) } })
+	wrongLabel, _ := real(t, 73, func(o *Options) { o.Label = "another" })
+	r := rand.New(rand.NewPCG(1, 2))
+	udp, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 74)}, net.UDPAddrFromAddrPort(g.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	garbage := func() []byte {
+		b := make([]byte, 1+r.IntN(200))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		if r.IntN(2) == 0 { // with the right label in front
+			b = append([]byte{244, byte(len("flymesh-test"))}, append([]byte("flymesh-test"), b...)...)
+		}
+		return b
+	}
+	stream := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 75)}, Timeout: 5 * time.Second}
+	try := func(i int) {
+		switch {
+		case i%50 == 0: // memberlist itself, over both sockets
+			s := []*Gossip{wrongKey, wrongLabel}[i/50%2]
+			if _, err := s.list.Join([]string{at}); err == nil {
+				t.Error("a stranger joins")
+			}
+			if err := s.list.SendBestEffort(nodeOf("m71", g.Addr()), []byte{kindReport}); err != nil {
+				t.Fatal(err)
+			}
+		case i%4 == 0:
+			c, err := stream.Dial("tcp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Write(garbage())
+			c.Close()
+		default:
+			if _, err := udp.Write(garbage()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var ms runtime.MemStats
+		runtime.ReadMemStats(&ms)
+		return ms.HeapAlloc
+	}
+	for i := range 200 {
+		try(i)
+	}
+	goroutines, memory := runtime.NumGoroutine(), heap()
+	for i := range 10_000 {
+		try(i)
+	}
+	poll(t, "its goroutines end", func() bool { return runtime.NumGoroutine() <= goroutines+5 })
+	if now := heap(); now > memory+4<<20 {
+		t.Errorf("%d bytes in use before, %d after", memory, now)
+	}
+	for _, host := range []string{"127.0.0.72", "127.0.0.74", "127.0.0.75"} {
+		if n, all := log.of(host); n == 0 || n > 2 { // the second is the newest of a sum
+			t.Errorf("%s is told of %d times:\n%s", host, n, all)
+		}
+	}
+	if _, all := log.of(""); strings.Count(all, "level=WARN") > 6 {
+		t.Errorf("too many lines:\n%s", all)
+	} else {
+		t.Log(all)
+	}
+	if living(g) != 1 || len(heard()) != 0 {
+		t.Errorf("%d members and %d reports, want 1 and 0", living(g), len(heard()))
 	}
 }
 
