@@ -155,9 +155,11 @@ func (c *control) round(ctx context.Context) (bool, error) {
 
 // make carries out one change. The record holds every server that may count
 // for a majority before it does, so that no recovery overlooks one: a change
-// of voters is recorded as pending first, and until every living voter has it.
-// Without that record no voter is added, and none removed from an even number,
-// whose half would pass for lost.
+// of voters is pending in it until every living voter has it. Without that
+// record no voter is added, and none removed from an even number, whose half
+// would pass for lost. One removed from an odd number may stay in the record a
+// while: the others need as many of them as before. So that does not wait for
+// the API, for which a machine that stops has no time.
 func (c *control) make(ctx context.Context, servers []raft.Server, index uint64, ch change) error {
 	var target raft.Server
 	voters := 0
@@ -172,7 +174,9 @@ func (c *control) make(ctx context.Context, servers []raft.Server, index uint64,
 	ofVoters := ch.kind == stepPromote || ch.kind == stepRemove && target.Suffrage == raft.Voter
 	if ofVoters {
 		c.setPending(ch.id)
-		if err := c.syncRecord(ctx, servers); err != nil && (ch.kind == stepPromote || voters%2 == 0) {
+	}
+	if ofVoters && (ch.kind == stepPromote || voters%2 == 0) {
+		if err := c.syncRecord(ctx, servers); err != nil {
 			c.setPending("")
 			return err
 		}
