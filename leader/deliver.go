@@ -96,8 +96,12 @@ func (l *Leader) deliverDue(ctx context.Context, t Term, r Receiver, sent map[st
 			l.log.Error("receiver refuses an alert", "receiver", r.Name(), "alert", key, "error", err)
 		}
 		wait, sent[key] = 0, now
-		if a.Told[r.Name()] != a.Phase {
-			c := &state.TellAlert{Key: key, Receiver: r.Name(), Phase: a.Phase, Fired: a.Fired}
+		took := a.Phase
+		if refused {
+			took = state.Refused // neither again nor of its end
+		}
+		if a.Told[r.Name()] != took {
+			c := &state.TellAlert{Key: key, Receiver: r.Name(), Phase: took, Fired: a.Fired}
 			if _, err := l.propose(ctx, t, state.Command{TellAlert: c}); err != nil {
 				l.log.Warn("record notice failed", "receiver", r.Name(), "alert", key, "error", err)
 			}

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flymesh/agent"
 	"flymesh/agent/config"
 	"flymesh/agent/identity"
@@ -186,14 +188,14 @@ func runMesh(args []string) int {
 	log := logger(os.Stderr)
 	ao, err := meshOptions(o, log)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+		log.Error("the mesh half cannot start", "error", err)
 		return exitUsage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	defer time.AfterFunc(settled, settle).Stop()
 	if err := agent.Run(ctx, ao); err != nil {
-		fmt.Fprintf(os.Stderr, "agent: %v\n", err)
+		log.Error("the mesh half ends", "error", err)
 		return exitFailure
 	}
 	return 0
@@ -246,10 +248,15 @@ func secretFor(o options, cfg *config.Config, m identity.Machine) (identity.Secr
 	return identity.Secret{}, errors.New("FLYMESH_SECRET is not set: make one with `agentctl secret new` and set it on every app (fly secrets set FLYMESH_SECRET=...)")
 }
 
-func logger(w io.Writer) *slog.Logger {
-	level := slog.LevelInfo
+// logger writes text to a terminal and one JSON object a line to anything else.
+// There the key flymesh tells our lines from an app's that look like them.
+func logger(w *os.File) *slog.Logger {
+	o := slog.HandlerOptions{}
 	if os.Getenv("FLYMESH_LOG") == "debug" {
-		level = slog.LevelDebug
+		o.Level = slog.LevelDebug
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	if _, err := unix.IoctlGetTermios(int(w.Fd()), unix.TCGETS); err == nil {
+		return slog.New(slog.NewTextHandler(w, &o))
+	}
+	return slog.New(slog.NewJSONHandler(w, &o)).With("flymesh", version)
 }

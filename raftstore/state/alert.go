@@ -16,6 +16,8 @@ const (
 	Firing   Phase = "firing"   // people are told
 	Resolved Phase = "resolved" // it fired, and is over
 	NoData   Phase = "no_data"  // nothing is known: neither good nor bad
+
+	Refused Phase = "refused" // of a receiver alone: it will never take the alert
 )
 
 // Bounds of what is kept of alerts.
@@ -39,7 +41,7 @@ type Alert struct {
 	Resolved time.Time `json:"resolved,omitzero"`
 	Value    *float64  `json:"value,omitempty"` // at the newest change, base unit of the rule's metric
 	Text     string    `json:"text"`            // what people read
-	// Told says per receiver which phase it took, or refused for good.
+	// Told says per receiver which phase it took, or that it refused one.
 	Told map[string]Phase `json:"told,omitempty"`
 }
 
@@ -78,8 +80,8 @@ type SetAlert struct {
 	Alert *Alert `json:"alert,omitempty"` // null: forget it
 }
 
-// TellAlert records that a receiver has taken (or refused for good) the news
-// of a phase. The firing it is about is told by its time.
+// TellAlert records that a receiver has taken the news of a phase, or refused
+// it for good. The firing it is about is told by its time.
 type TellAlert struct {
 	Key      string    `json:"key"`
 	Receiver string    `json:"receiver"`
