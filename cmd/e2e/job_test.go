@@ -41,7 +41,7 @@ var tickFaults = []tickFault{
 		if primary.ID != leader.ID {
 			m.kill(primary)
 		}
-	}, true, state.RunLost},
+	}, true, ""}, // two of three voters: the history is lost with them
 	{"end the machine that runs it", 3 * time.Second, func(m *mesh, primary, _ emulator.Machine) { _ = m.Server().Kill(primary.ID) }, true, state.RunLost},
 	{"freeze the agent that runs it for three leases", 3 * time.Second, func(m *mesh, primary, _ emulator.Machine) {
 		thaw := freeze(m.procs(primary).mesh)
