@@ -87,10 +87,11 @@ func TestDemotedMachineComesBack(t *testing.T) {
 }
 
 // TestLeave: a server that stops in order is out of raft, and a leader hands
-// over first; each within a second.
+// over first; each within a second, also where a call of the API takes long.
 func TestLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSim(t, 5, raftstore.Default)
+		s.api = 300 * time.Millisecond
 		s.startAll()
 		for range 3 {
 			l := s.voters(3, 20*time.Second)
@@ -104,6 +105,7 @@ func TestLeave(t *testing.T) {
 					t.Errorf("%s left and is still a voter", l.id)
 				}
 			}
+			time.Sleep(2 * time.Second)
 			for _, v := range s.reg.Record().Voters {
 				if v.Machine == l.id && !v.Pending {
 					t.Errorf("%s left and is still recorded", l.id)

@@ -26,6 +26,7 @@ type sim struct {
 	profile raftstore.Profile
 	log     *slog.Logger
 	noArb   bool
+	api     time.Duration // of each call of the arbiter
 	tune    func(*raftstore.Options)
 
 	mu       sync.Mutex
@@ -53,7 +54,7 @@ type machine struct {
 }
 
 func newSim(t testing.TB, n int, profile raftstore.Profile) *sim {
-	s := &sim{t: t, net: raftnet.New(500 * time.Microsecond), profile: profile, log: slog.New(slog.DiscardHandler)}
+	s := &sim{t: t, net: raftnet.New(500 * time.Microsecond), api: 5 * time.Millisecond, profile: profile, log: slog.New(slog.DiscardHandler)}
 	if os.Getenv("RAFTSTORE_LOG") != "" {
 		start := time.Now()
 		s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo,
@@ -131,7 +132,7 @@ func (m *machine) start() {
 		},
 	}
 	if !m.s.noArb {
-		m.arb = m.s.reg.Client(5 * time.Millisecond)
+		m.arb = m.s.reg.Client(m.s.api)
 		o.Arbiter = m.arb
 	} else {
 		o.Founder = m.id == "m1"
