@@ -133,9 +133,10 @@ type doubt struct{ machine, service string }
 // this, a machine that was made a moment ago would not count, and one that was
 // stopped a moment ago would still pass for one that serves. So the machines of
 // operations are asked for, of those that are open and those that ended of
-// late; and every machine that is not listed although it was, or speaks.
+// late; and every machine that is not listed although it was, or speaks, or is a
+// primary: that must not move because a listing is wrong.
 func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *state.State) []Machine {
-	all := l.unlisted(app, ms)
+	all := l.unlisted(app, ms, st)
 	for _, o := range st.Ops {
 		all = append(all, doubt{o.Machine, o.Service})
 	}
@@ -176,9 +177,9 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 	return ms
 }
 
-// unlisted returns the machines of an app that the listing before had, or the
-// mesh hears, and a new listing lacks.
-func (l *Leader) unlisted(app string, ms []Machine) (all []doubt) {
+// unlisted returns the machines of an app that a new listing lacks, although the
+// one before had them, the mesh hears them, or they are primaries.
+func (l *Leader) unlisted(app string, ms []Machine, st *state.State) (all []doubt) {
 	there := map[string]bool{}
 	for _, m := range ms {
 		there[m.ID] = true
@@ -192,6 +193,9 @@ func (l *Leader) unlisted(app string, ms []Machine) (all []doubt) {
 	for _, s := range l.Services {
 		if s.App != app {
 			continue
+		}
+		if p := st.Service(s.Policy.Name).Primary; p != "" {
+			add(p, s.Policy.Name)
 		}
 		for _, m := range l.machines(s) {
 			if m.State != "destroyed" {

@@ -1,6 +1,7 @@
 package leader_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,76 @@ func TestListingLacksMachines(t *testing.T) {
 			s.await("a machine in its place", 10*time.Minute, func() bool { return len(s.started()) == 3 })
 		})
 	}
+}
+
+// TestListingLacksThePrimary: it keeps its place, also when its agent is not
+// heard and the leader is new, until the API itself does not know it.
+func TestListingLacksThePrimary(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		s.seed("more", 1, true)
+		s.lead("v0")
+		s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+		primary := s.mem().Primary
+		if err := s.api.Hide(primary, 30*time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		s.agents[primary].mute = true
+		s.mu.Unlock()
+		time.Sleep(time.Minute) // its last words are old by now
+		s.lead("v1")
+		time.Sleep(10 * time.Minute)
+		if got := s.mem().Primary; got != primary {
+			t.Errorf("the primary has moved from %s to %s\n%s", primary, got, s.story())
+		}
+		p := s.somebody()
+		defer p.Close()
+		if err := p.Stop(s.t.Context(), appName, primary, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.api.Await(s.t.Context(), primary, "stopped"); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Destroy(s.t.Context(), appName, primary); err != nil {
+			t.Fatal(err)
+		}
+		s.await("another primary", 5*time.Minute, func() bool { return s.mem().Primary != primary })
+	})
+}
+
+// TestOneMachineForOneOperation: the machine that an operation has made is
+// stopped, and its host is full then. The operation ends, for under its name it
+// would find the same machine over and over; the next one makes another.
+func TestOneMachineForOneOperation(t *testing.T) {
+	bubble(t, flytest.DefaultTiming(), func(s *stand) {
+		s.lead("v0")
+		s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+		p := s.somebody()
+		defer p.Close()
+		made := ""
+		s.raft.also(func(c state.Command) {
+			if made != "" || !reaches(c, state.StepBooting) {
+				return
+			}
+			made = c.Advance.Machine
+			s.fault(flytest.Fault{Action: "start", Machine: made, Status: 409, Body: fullHost})
+			go func() {
+				_ = s.api.Await(s.t.Context(), made, "started")
+				_ = p.Stop(s.t.Context(), appName, made, 0) // the end shows that it was
+			}()
+		})
+		s.scale(2)
+		s.await("two machines", 10*time.Minute, func() bool { return len(s.started()) == 2 && len(s.raft.state().Ops) == 0 })
+		adopted := 0
+		for _, e := range s.raft.state().Events {
+			if strings.Contains(e.Reason, "adopted") {
+				adopted++
+			}
+		}
+		if n := s.happened("up_failed"); n != 1 || adopted > 0 || len(s.machines()) != 3 {
+			t.Errorf("%d operations failed, want the first; %d adoptions; %d machines, want 3\n%s", n, adopted, len(s.machines()), s.story())
+		}
+	})
 }
 
 // TestNameIsTaken: a machine that somebody else made has the name that an

@@ -77,7 +77,7 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	m, err := d.l.Cloud.Get(ctx, s.App, op.Machine)
 	if err != nil {
 		if FaultOf(err) == Gone {
-			return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Detail: "machine " + op.Machine + " is gone"})
+			return d.finish(ctx, op, state.Abandoned, "machine "+op.Machine+" is gone", nil)
 		}
 		return err
 	}
@@ -85,7 +85,7 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	case m.State == "starting" || m.State == "started":
 		return d.advance(ctx, op, state.StepBooting, m.ID, "")
 	case m.State == "failed" || m.State == "destroying" || m.State == "destroyed":
-		return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Avoid: d.avoid("is " + m.State), Detail: "machine " + m.ID + " is " + m.State})
+		return d.another(ctx, op, m, "is "+m.State, "machine "+m.ID+" is "+m.State)
 	case time.Since(op.StepAt) > startFor:
 		return d.finish(ctx, op, state.Failed, fmt.Sprintf("machine %s could not be started for %s (%s)", m.ID, startFor, cmp.Or(op.Detail, m.State)), d.avoid("could not be started"))
 	case !startable(m):
@@ -115,12 +115,22 @@ func (d *driver) start(ctx context.Context, s Service, op state.Op) error {
 	case "":
 		return d.advance(ctx, op, state.StepBooting, m.ID, "")
 	case HostFull:
-		return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Avoid: d.avoid("its host is full"), Detail: "the host of " + m.ID + " is full"})
+		return d.another(ctx, op, m, "its host is full", "the host of "+m.ID+" is full")
 	case Quota, Denied, Invalid:
 		return d.finish(ctx, op, state.Failed, err.Error(), nil)
 	default:
 		return err
 	}
+}
+
+// another leaves a machine that cannot be started for another one. One that
+// the operation has made itself ends it: its name is used up, and under that
+// name the same machine would be found again.
+func (d *driver) another(ctx context.Context, op state.Op, m Machine, avoid, detail string) error {
+	if m.Name == op.Name {
+		return d.finish(ctx, op, state.Failed, detail, d.avoid(avoid))
+	}
+	return d.move(ctx, op, state.Advance{To: state.StepIntent, Drop: true, Avoid: d.avoid(avoid), Detail: detail})
 }
 
 // create makes sure that the machine with the operation's name exists. The
