@@ -66,9 +66,10 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 	if child != nil {
 		root = os.Getppid()
 	}
+	h := &health{a: a, child: child, changed: make(chan struct{}, 1), since: time.Now()}
 	var list []probes.Schedule
 	for _, p := range a.svc.Probes {
-		pr, err := prober(p, root, covers*a.cfg.Mesh.ReportEvery)
+		pr, err := prober(p, root, covers*a.cfg.Mesh.ReportEvery, h.appRole)
 		if err != nil {
 			return nil, fmt.Errorf("make %s probe of service %s: %w", p.Type, a.svc.Name, err)
 		}
@@ -86,10 +87,8 @@ func newHealth(a *agent, child *supervise.Child) (*health, error) {
 		return nil, fmt.Errorf("make probes of service %s: %w", a.svc.Name, err)
 	}
 	gated := a.svc.Gate == "leader"
-	h := &health{
-		a: a, child: child, runner: runner, proxy: front, changed: make(chan struct{}, 1), since: time.Now(),
-		gate: gate.New(gate.Options{Gated: gated, FailAfter: failAfter, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace}),
-	}
+	h.runner, h.proxy = runner, front
+	h.gate = gate.New(gate.Options{Gated: gated, FailAfter: failAfter, NoLeaderGrace: a.cfg.Mesh.NoLeaderGrace})
 	h.note = noteOf(a.cfg.Mesh.Socket, child)
 	if h.note.ready() {
 		h.gate.Resume(h.since)
@@ -233,6 +232,12 @@ func (h *health) admit(revoke bool) {
 	h.admitted, h.revoked = !revoke, revoke
 	h.mu.Unlock()
 	h.step()
+}
+
+func (h *health) appRole() report.AppRole {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.role
 }
 
 // runs takes in which program a role-aware command runs. One that has just

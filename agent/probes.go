@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -21,7 +22,7 @@ import (
 
 // prober makes the probe that mesh.toml describes. root is the process whose
 // tree is the machine's, where no cgroup and no machine tells.
-func prober(p config.Probe, root int, window time.Duration) (probes.Prober, error) {
+func prober(p config.Probe, root int, window time.Duration, role func() report.AppRole) (probes.Prober, error) {
 	url, err := expand(p.URL)
 	if err != nil {
 		return nil, err
@@ -48,16 +49,48 @@ func prober(p config.Probe, root int, window time.Duration) (probes.Prober, erro
 	case "bull":
 		return bull.New(bull.Options{Server: redisServer(p, addr), Prefix: p.Prefix})
 	case "n8n":
-		return n8n.New(n8n.Options{
+		o := n8n.Options{
 			URL: url, Role: n8n.Role(p.Role), Redis: redisServer(p, addr), Prefix: p.Prefix,
 			Webhooks: p.Webhooks, Canary: p.Canary, Window: window, Elsewhere: p.Elsewhere,
-		})
+		}
+		if p.Role != "auto" {
+			return n8n.New(o)
+		}
+		o.Role = n8n.Main
+		main, err := n8n.New(o)
+		if err != nil {
+			return nil, err
+		}
+		o.Role = n8n.Worker
+		if o.URL, err = expand(p.WorkerURL); err != nil {
+			return nil, err
+		}
+		worker, err := n8n.New(o)
+		return byRole{Prober: main, replica: worker, role: role}, err
 	case "embeddings":
 		return embeddings.New(embeddings.Options{
 			URL: url, Dialect: p.Dialect, Model: p.Model, Dimension: p.Dimension, Window: window, Elsewhere: p.Elsewhere,
 		})
 	}
 	return nil, fmt.Errorf("there is no probe of type %q", p.Type)
+}
+
+// byRole asks the primary's prober while a role-aware command runs the primary,
+// else the replica's: of the requests that only a primary takes it has none.
+type byRole struct {
+	probes.Prober
+	replica probes.Prober
+	role    func() report.AppRole
+}
+
+// Probe implements probes.Prober.
+func (b byRole) Probe(ctx context.Context) (probes.Reading, error) {
+	if b.role() == report.Primary {
+		return b.Prober.Probe(ctx)
+	}
+	m, err := b.replica.Probe(ctx)
+	m.Requests, m.Errors = report.Of(0), report.Of(0)
+	return m, err
 }
 
 // redisServer takes the password from the environment variable that mesh.toml

@@ -114,7 +114,7 @@ func judge(p place, mesh *config.Config) (problems []string) {
 		judgePorts(f, s, mesh, p.docker, bad)
 		judgeSecrets(p.fly, s, mesh, bad)
 	}
-	judgeTimes(f, mesh, p.docker, bad)
+	judgeTimes(f, mesh, services, p.docker, bad)
 	return problems
 }
 
@@ -215,7 +215,7 @@ func judgeSecrets(text string, s config.Service, mesh *config.Config, bad func(s
 }
 
 // judgeTimes holds Fly's patience against the agent's and the mesh's.
-func judgeTimes(f fly, mesh *config.Config, docker string, bad func(string, ...any)) {
+func judgeTimes(f fly, mesh *config.Config, services []config.Service, docker string, bad func(string, ...any)) {
 	kill, err := time.ParseDuration(f.KillTimeout)
 	if err != nil || kill > 300*time.Second {
 		bad("kill_timeout = %q: want a duration of at most 300s", f.KillTimeout)
@@ -233,6 +233,32 @@ func judgeTimes(f fly, mesh *config.Config, docker string, bad func(string, ...a
 		bad("ENTRYPOINT %q is not agent run -kill-timeout D --", entry)
 		return
 	}
+	roles := len(entry) == 9 && entry[4] == "-primary" && entry[6] == "-replica"
+	if len(entry) != 5 && !roles {
+		bad("ENTRYPOINT %q has more than -primary CMD -replica CMD", entry)
+	}
+	if roles == strings.Contains(docker, "\nCMD [") {
+		bad("the Dockerfile needs either CMD or -primary and -replica")
+	}
+	for _, s := range services {
+		if roles && !s.Policy.Pinned {
+			bad("service %s has two roles and is not pinned: nobody would be its primary", s.Name)
+		}
+		for _, p := range s.Probes {
+			if p.Type != "n8n" {
+				continue
+			}
+			if (p.Role == "auto") != roles {
+				bad("the n8n probe's role is %q, the ENTRYPOINT is %q", p.Role, entry)
+			}
+			if _, port, _ := strings.Cut(strings.TrimPrefix(p.WorkerURL, "http://"), ":"); port != f.Env["QUEUE_HEALTH_CHECK_PORT"] && roles {
+				bad("the probe asks workers at %q, env QUEUE_HEALTH_CHECK_PORT is %q", port, f.Env["QUEUE_HEALTH_CHECK_PORT"])
+			}
+			if f.HTTP != nil && fmt.Sprint(f.HTTP.InternalPort) == f.Env["QUEUE_HEALTH_CHECK_PORT"] {
+				bad("internal_port %d is open on workers too: they would get webhooks", f.HTTP.InternalPort)
+			}
+		}
+	}
 	own, err := time.ParseDuration(entry[3])
 	if err != nil || own > kill {
 		bad("the agent takes %s to end, Fly's kill_timeout is %s", entry[3], f.KillTimeout)
@@ -240,7 +266,7 @@ func judgeTimes(f fly, mesh *config.Config, docker string, bad func(string, ...a
 	if own/2 < mesh.Mesh.DrainTimeout {
 		bad("half of the agent's %s is less than mesh.drain_timeout (%s)", entry[3], mesh.Mesh.DrainTimeout)
 	}
-	for _, want := range []string{"\nFROM ${FLYMESH} AS flymesh\n", "\nCOPY --from=flymesh /agent /agentctl /usr/local/bin/\n", "\nCOPY deploy/mesh.toml /etc/flymesh/mesh.toml\n", "\nCMD ["} {
+	for _, want := range []string{"\nFROM ${FLYMESH} AS flymesh\n", "\nCOPY --from=flymesh /agent /agentctl /usr/local/bin/\n", "\nCOPY deploy/mesh.toml /etc/flymesh/mesh.toml\n"} {
 		if !strings.Contains(docker, want) {
 			bad("the Dockerfile lacks %q", strings.TrimSpace(want))
 		}
@@ -343,6 +369,11 @@ func TestDisagreementIsNoticed(t *testing.T) {
 		{"n8n", "mesh", `url = "http://127.0.0.1:5678"`, `url = "http://127.0.0.1:5679"`, "listens on 5679"},
 		{"n8n", "mesh", "health_port = 9470", "health_port = 9471", "want http GET /health on 9471"},
 		{"n8n", "mesh", "drain_timeout = \"30s\"", "drain_timeout = \"45s\"", "less than mesh.drain_timeout"},
+		{"n8n", "fly", `QUEUE_HEALTH_CHECK_PORT = "5679"`, `QUEUE_HEALTH_CHECK_PORT = "5680"`, "asks workers at"},
+		{"n8n", "fly", `QUEUE_HEALTH_CHECK_PORT = "5679"`, `QUEUE_HEALTH_CHECK_PORT = "5678"`, "open on workers too"},
+		{"n8n", "docker", `"-primary", "/docker-entrypoint.sh start", "-replica", "/docker-entrypoint.sh worker --concurrency=10", `, "", "the n8n probe's role"},
+		{"n8n", "docker", `"-replica"`, `"-other"`, "has more than"},
+		{"redis", "docker", "\nCMD [", "\n#CMD [", "either CMD or"},
 		{"n8n", "docker", `"agent", "run"`, `"agent", "walk"`, "is not agent run"},
 		{"n8n", "docker", "COPY deploy/mesh.toml", "COPY mesh.toml", "lacks"},
 		{"embeddings", "fly", `PORT = "3000"`, `PORT = "80"`, "env PORT"},

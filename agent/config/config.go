@@ -114,7 +114,8 @@ type Probe struct {
 
 	PasswordEnv string   // redis, bull, n8n: environment variable that holds Redis' password
 	Prefix      string   // bull, n8n: of the queue's keys
-	Role        string   // n8n: main | worker
+	Role        string   // n8n: main | worker | auto: what the role-aware command runs
+	WorkerURL   string   // n8n, role auto: of a worker\'s health port
 	Webhooks    []string // n8n: paths whose requests count; none: all
 	Canary      string   // n8n: path of a webhook that is asked at each probe
 	Dialect     string   // embeddings: tei | infinity | ollama | openai

@@ -47,7 +47,14 @@ func readBull(t *table, d *Probe) {
 
 func readN8N(t *table, d *Probe) {
 	d.URL = readServer(t, "http://127.0.0.1:5678")
-	d.Role = t.str("role", d.Role, "main", "worker")
+	d.Role = t.str("role", d.Role, "main", "worker", "auto")
+	d.WorkerURL = t.str("worker_url", d.WorkerURL)
+	switch u, err := url.Parse(plain(d.WorkerURL)); {
+	case (d.Role == "auto") != (d.WorkerURL != ""):
+		t.bad("worker_url", `belongs to role = "auto": the worker's health port, e.g. "http://127.0.0.1:5679"`)
+	case d.WorkerURL != "" && (err != nil || u.Scheme != "http" || u.Host == "" || u.User != nil || u.Path != ""):
+		t.bad("worker_url", `must be an http URL without a path, e.g. "http://127.0.0.1:5679"`)
+	}
 	readRedis(t, d)
 	readBull(t, d)
 	d.Webhooks = t.list("webhooks", d.Webhooks, literal(d.Webhooks))

@@ -142,6 +142,12 @@ func TestEveryProblemIsSaidWithKeyLineAndRemedy(t *testing.T) {
 			`12: service.n8n.probe[0].password_env: must be the name of an environment variable, e.g. "REDIS_PASSWORD"; never the password: this file is in every image`,
 			`13: service.n8n.probe[0].prefix = "bull:": must be the key prefix and the queue's name, e.g. "bull:jobs"`,
 		}},
+		{"n8n of two roles", "[[service.n8n.probe]]\ntype = \"n8n\"\nurl = \"http://127.0.0.1:5678\"\naddr = \"r:6379\"\nrole = \"auto\"", []string{
+			`6: service.n8n.probe[0].worker_url: belongs to role = "auto": the worker's health port, e.g. "http://127.0.0.1:5679"`,
+		}},
+		{"n8n of one role", "[[service.n8n.probe]]\ntype = \"n8n\"\nurl = \"http://127.0.0.1:5678\"\naddr = \"r:6379\"\nworker_url = \"127.0.0.1:5679\"", []string{
+			`10: service.n8n.probe[0].worker_url = "127.0.0.1:5679": belongs to role = "auto": the worker's health port, e.g. "http://127.0.0.1:5679"`,
+		}},
 		{"embeddings keys", "[[service.n8n.probe]]\ntype = \"embeddings\"\nurl = \"http://127.0.0.1:7997\"\ndialect = \"infinty\"\n[[service.n8n.probe]]\ntype = \"embeddings\"\nurl = \"http://127.0.0.1:7997\"\ndialect = \"ollama\"\ndimension = -3", []string{
 			`9: service.n8n.probe[0].dialect = "infinty": must be one of "tei", "infinity", "ollama", "openai"; did you mean "infinity"?`,
 			`10: service.n8n.probe[1].model: is missing; dialect "ollama" needs the model's name`,

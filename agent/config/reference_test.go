@@ -169,7 +169,7 @@ func TestReferenceStatesKindDefaults(t *testing.T) {
 	}
 	keep := map[string]bool{"name": true, "anchor_app": true, "kind": true, "app": true, "vote": true, "pinned": true, "gate": true, "scope": true,
 		"type": true, "url": true, "addr": true, "latency": true, "errors": true, "requests": true, "in_flight": true, "queue": true, "service": true, "cron": true, "headers_env": true, "expect": true, "command": true, "args": true,
-		"password_env": true, "webhooks": true, "dimension": true, "body": true, "chat_keys": true}
+		"password_env": true, "webhooks": true, "role": true, "worker_url": true, "dimension": true, "body": true, "chat_keys": true}
 	targets := false
 	var short strings.Builder
 	dropped := map[string]bool{}

@@ -94,6 +94,12 @@ func hold(t *testing.T, m Mark) *holder {
 	t.Cleanup(func() { w.Close(); _ = h.cmd.Process.Kill(); _ = h.cmd.Wait(); m.Kill() })
 	h.out = bufio.NewScanner(out)
 	h.cage = h.line(t) == "started true"
+	if probe := cage(filepath.Join(ownCgroup(), "flymesh-probe")); m.Token != "" && os.Mkdir(string(probe), 0o700) == nil {
+		probe.remove()
+		if !h.cage {
+			t.Error("a cgroup may be made here, and was not")
+		}
+	}
 	until(t, "three programs", func() bool { return named(h.name) == 3 })
 	return h
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -96,13 +97,13 @@ func printStatus(w io.Writer, st api.Status) error {
 	t.flush()
 
 	t = newTable(w)
-	t.row("MACHINE", "SERVICE", "REGION", "STATE", "READINESS", "ROLE", "PINNED", "CPU", "MEMORY", "QUEUE", "HEARD", "VERSION", "CONFIG")
+	t.row("MACHINE", "SERVICE", "REGION", "STATE", "READINESS", "ROLE", "PINNED", "APP", "CPU", "MEMORY", "QUEUE", "HEARD", "VERSION", "CONFIG")
 	for _, m := range st.Machines {
 		heard := "-"
 		if m.ReportAgeMS != nil {
 			heard = age(time.Duration(*m.ReportAgeMS)*time.Millisecond) + " ago"
 		}
-		t.row(m.ID, m.Service, m.Region, text(m.State), text(m.Readiness), m.Role, yes(m.Pinned), percent(m.CPU), percent(m.Memory),
+		t.row(m.ID, m.Service, m.Region, text(m.State), text(m.Readiness), m.Role, yes(m.Pinned), cmp.Or(m.AppRole, "-"), percent(m.CPU), percent(m.Memory),
 			number(m.Queue), heard, text(m.Version), text(m.ConfigHash))
 	}
 	err := t.flush()
