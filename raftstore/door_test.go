@@ -1,42 +1,23 @@
 package raftstore
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"runtime"
-	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"flymesh/raftstore/raftnet"
+	"flymesh/raftstore/stranger/logtest"
 )
 
 type noPeers struct{}
 
 func (noPeers) Peers() []Peer { return nil }
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), s)
-}
 
 // lone runs one store that has founded epoch 1 by itself; edit changes its options.
 func lone(t *testing.T, n *raftnet.Net, log io.Writer, edit func(*Options)) (*Store, func()) {
@@ -66,7 +47,7 @@ func lone(t *testing.T, n *raftnet.Net, log io.Writer, edit func(*Options)) (*St
 // once and leaves nothing behind.
 func TestStrangersAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, log := raftnet.New(0), &lines{}
+		n, log := raftnet.New(0), &logtest.Log{}
 		s, stop := lone(t, n, log, nil)
 		time.Sleep(10 * time.Second)
 		in := s.member()
@@ -124,7 +105,7 @@ func TestStrangersAreRefused(t *testing.T) {
 					t.Errorf("got %+v, %v, want %s", a, err, tc.want)
 				}
 			}
-			if got := log.count("reason=" + string(tc.want)); got != 1 {
+			if got := log.Count("reason=" + string(tc.want)); got != 1 {
 				t.Errorf("%s: logged %d times", tc.want, got)
 			}
 		}

@@ -1,44 +1,24 @@
 package api_test
 
 import (
-	"bytes"
 	"crypto/tls"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"flymesh/agent/api"
 	"flymesh/agent/api/apitest"
+	"flymesh/raftstore/stranger/logtest"
 )
-
-// lines is a log that tests read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) all() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Split(strings.TrimSpace(l.b.String()), "\n")
-}
 
 // 3,000 tries of strangers at the mesh port, each host and kind of mistake told
 // of once, leave neither goroutines nor memory behind, and members get in.
 func TestFloodOfStrangers(t *testing.T) {
-	m, log := apitest.New("n8n"), &lines{}
-	d := serve(t, m.Agent("m1"), "m1", func(o *api.Options) { o.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	m, log := apitest.New("n8n"), &logtest.Log{}
+	d := serve(t, m.Agent("m1"), "m1", func(o *api.Options) { o.Logger = log.Logger() })
 	m.Lead(d.agent, d.mesh)
 	otherSecret := withProto(tlsOf(t, 1, "m2"), "flymesh-raft/1")
 	otherSecret.InsecureSkipVerify = true
@@ -105,7 +85,7 @@ func TestFloodOfStrangers(t *testing.T) {
 	if now := heap(); now > memory+4<<20 {
 		t.Errorf("%d bytes in use before, %d after", memory, now)
 	}
-	told := log.all()
+	told := strings.Split(strings.TrimSpace(log.String()), "\n")
 	t.Logf("%d lines:\n%s", len(told), strings.Join(told, "\n"))
 	if len(told) > 3 || !strings.Contains(told[0], "msg=refused remote=127.0.0.1:") || !strings.Contains(told[0], "reason=") {
 		t.Errorf("want one line for each kind (handshake, protocol), at most a sum")

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"flymesh/probes/report"
+	"flymesh/raftstore/stranger/logtest"
 )
 
 // meter is the real transport with a note of the largest packet.
@@ -207,29 +208,11 @@ func TestStrangersStayOut(t *testing.T) {
 	}
 }
 
-// lines is a log that tests read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) of(host string) (n int, all string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.b.String(), "remote="+host+":"), l.b.String()
-}
-
 // Strangers that try 10,000 times are told of once each, and leave neither
 // goroutines nor memory behind.
 func TestFloodOfStrangers(t *testing.T) {
-	log := &lines{}
-	g, heard := real(t, 71, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	log := &logtest.Log{}
+	g, heard := real(t, 71, func(o *Options) { o.Logger = log.Logger() })
 	at := g.Addr().String()
 	wrongKey, _ := real(t, 72, func(o *Options) { o.Keys = func(time.Time) [][]byte { return key(2) } })
 	wrongLabel, _ := real(t, 73, func(o *Options) { o.Label = "another" })
@@ -291,14 +274,13 @@ func TestFloodOfStrangers(t *testing.T) {
 		t.Errorf("%d bytes in use before, %d after", memory, now)
 	}
 	for _, host := range []string{"127.0.0.72", "127.0.0.74", "127.0.0.75"} {
-		if n, all := log.of(host); n == 0 || n > 2 { // the second is the newest of a sum
-			t.Errorf("%s is told of %d times:\n%s", host, n, all)
+		if n := log.Count("remote=" + host + ":"); n == 0 || n > 2 { // the second is the newest of a sum
+			t.Errorf("%s is told of %d times", host, n)
 		}
 	}
-	if _, all := log.of(""); strings.Count(all, "level=WARN") > 6 {
-		t.Errorf("too many lines:\n%s", all)
-	} else {
-		t.Log(all)
+	t.Log(log)
+	if n := log.Count("level=WARN"); n > 6 {
+		t.Errorf("%d lines", n)
 	}
 	if living(g) != 1 || len(heard()) != 0 {
 		t.Errorf("%d members and %d reports, want 1 and 0", living(g), len(heard()))
