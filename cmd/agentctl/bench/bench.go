@@ -42,6 +42,8 @@ type FailoverOptions struct {
 	Transfers int    `default:"10" help:"how often the leader is ended in order"`
 	Proposals int    `default:"400" help:"commits that are timed, over the leader's socket and over another's"`
 	Restarts  int    `default:"1" help:"how often all machines are restarted at once"`
+
+	Busy time.Duration `default:"30s" help:"how long to burn all cores beside the mesh"`
 }
 
 // AllOptions is the command line of plain `bench`.

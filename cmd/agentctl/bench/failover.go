@@ -81,6 +81,10 @@ func (c *course) changes(ctx context.Context, m *mesh, o FailoverOptions, s *she
 	s.below("the same, p99", gaps.at(0.99), goalHandOver, millis, besideTransfer)
 	s.add("SIGTERM to the first commit of the new leader", ends.spread(millis), "")
 
+	if err := c.busy(ctx, m, o, s); err != nil {
+		return err
+	}
+
 	var recovered times
 	for i := range o.Restarts {
 		d, err := m.restartAll(ctx)

@@ -59,6 +59,7 @@ func (s *sheet) below(what string, value, goal float64, unit func(float64) strin
 func mib(x float64) string     { return fmt.Sprintf("%.1f MiB", x/(1<<20)) }
 func percent(x float64) string { return fmt.Sprintf("%.2f %%", 100*x) }
 func rate(x float64) string    { return fmt.Sprintf("%.0f B/s", x) }
+func count(x float64) string   { return fmt.Sprintf("%.0f", x) }
 func seconds(x float64) string { return fmt.Sprintf("%.2f s", x) }
 func millis(x float64) string  { return fmt.Sprintf("%.2f ms", 1000*x) }
 
