@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"flymesh/agent/api"
+	"flymesh/agent/config"
 	"flymesh/leader"
 	"flymesh/raftstore"
 	"flymesh/raftstore/state"
@@ -96,6 +97,9 @@ func (a *agent) Pin(ctx context.Context, r api.PinRequest) (api.Accepted, error)
 	}
 	if svc, _ := a.cfg.Service(r.Service); !svc.Policy.Pinned {
 		return api.Accepted{}, badRequest("pin %s: the service has no primary; set pinned = true in [service.%s]", r.Service, r.Service)
+	}
+	if svc, _ := a.cfg.Service(r.Service); svc.Redis.Failover != config.FailoverOff {
+		return api.Accepted{}, badRequest("pin %s: its primary moves with the data: agentctl redis promote %s %s", r.Service, r.Service, r.Machine)
 	}
 	v, err := a.view(ctx)
 	if err != nil {

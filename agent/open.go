@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/agent/config"
 	"flymesh/agent/gossip"
 	"flymesh/agent/identity"
 	"flymesh/agent/web"
@@ -118,7 +119,7 @@ func (a *agent) openServer(o Options) error {
 	}
 	s, err := api.NewServer(api.Options{
 		Backend: a, Raft: a, Page: page, TLS: a.tls, Logger: a.log, Gatherer: conventional{a.reg}, Registerer: a.reg,
-		Locks: a, Jobs: a,
+		Locks: a, Jobs: a, Redis: a,
 		Socket: a.cfg.Mesh.Socket, Mesh: a.meshAddr(),
 		Health: a.healthAddr(),
 	})
@@ -253,6 +254,9 @@ func (a *agent) openLeader() {
 		o.Services = append(o.Services, leader.Service{
 			Policy: s.Policy, App: s.App, Group: s.Group, Gated: s.Gate == "leader", Owner: s.Owner,
 			Suspend: s.StopMode == "suspend", Regions: s.Regions,
+			Failover: leader.Failover{
+				Managed: s.Redis.Failover != config.FailoverOff, Auto: s.Redis.Failover == config.FailoverAuto, After: s.Redis.FailoverAfter,
+			},
 		})
 	}
 	o.Store, o.Cloud = leaderStore{a.store}, a.cloud

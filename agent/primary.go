@@ -17,6 +17,7 @@ import (
 
 const (
 	primaryTick  = 500 * time.Millisecond
+	askSteady    = 2 * time.Second // between two questions who is primary, while nothing changes
 	redisTry     = 2 * time.Second // for one look at Redis, or one change of its role
 	renewRetry   = time.Second     // after a renewal that nobody answered
 	demoteBefore = 3 * time.Second // the end of the lease: Redis takes no writes from then on
@@ -32,11 +33,13 @@ const (
 type redisPrimary struct {
 	redis   *redis.Redis
 	locks   *lockKeeper
+	service string
 	lock    string
 	session string // the same in every life of this machine: it may go on with what it held
 	self    string
 	primary func(ctx context.Context) (machine string, err error) // who is pinned
 	addr    func(machine string) string                           // of its Redis; empty: not known
+	others  func() []string                                       // other machines of the service that are in the mesh
 	tell    func(ctx context.Context, kind, reason string)        // an event
 	stay    func(ctx context.Context, reason string)              // pins this machine again
 	log     *slog.Logger
@@ -44,13 +47,13 @@ type redisPrimary struct {
 	role sync.Mutex // one change of role at a time
 
 	// Only used by run's goroutine.
+	who     string    // who is pinned, as last heard
+	asked   time.Time // when that was asked
 	yields  time.Time // since when another machine is to be primary
 	yieldAt time.Time // the next try to hand over
 	warned  bool
+	bared   bool // people know that this Redis has come back empty
 }
-
-// redisLock names the lock under which a service's Redis takes writes.
-func redisLock(service string) string { return "redis/" + service }
 
 // run keeps the role until ctx ends; then Redis takes no writes any more.
 func (p *redisPrimary) run(ctx context.Context) error {
@@ -112,9 +115,9 @@ func (p *redisPrimary) step(ctx context.Context) {
 		p.demote()
 		return
 	}
-	who, err := p.primary(ctx)
+	who := p.whose(ctx, st, serr)
 	switch {
-	case err != nil || who == "": // nobody says: the lease decides
+	case who == "": // nobody says: the lease decides
 	case who != p.self && token != "":
 		p.yield(ctx, who, token, st, serr)
 		return
@@ -122,12 +125,63 @@ func (p *redisPrimary) step(ctx context.Context) {
 		if to := p.addr(who); serr == nil && to != "" && st.Primary != to {
 			p.follow(ctx, who, to)
 		}
-	case token != "" && serr == nil && !st.Writable:
+	case serr != nil || st.Writable:
+	case p.bare(ctx, st):
+	case token != "":
 		p.promote(ctx)
-	case token == "" && serr == nil:
+	default:
 		p.acquire(ctx)
 	}
 	p.yields = time.Time{}
+}
+
+// bare says that this Redis has nothing while another may have something, as
+// after a restart without its disk: were it the primary, the other would copy
+// nothing over everything.
+func (p *redisPrimary) bare(ctx context.Context, own redis.State) bool {
+	if own.Keys > 0 {
+		return false
+	}
+	for _, m := range p.others() {
+		addr := p.addr(m)
+		if addr == "" {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, redisTry)
+		st, err := p.redis.StateOf(ctx, addr)
+		cancel()
+		if err == nil && st.Keys == 0 {
+			continue
+		}
+		if !p.bared {
+			p.bared = true
+			text := fmt.Sprintf("this Redis is empty, and that of %s has %d keys: it takes no writes, or they would be lost; agentctl redis promote %s", m, st.Keys, p.service)
+			if err != nil {
+				text = fmt.Sprintf("this Redis is empty, and that of %s does not say what it has: it takes no writes until then (%v)", m, err)
+			}
+			p.log.Warn("Redis has come back empty", "other", m, "keys", st.Keys, "error", err)
+			p.tell(ctx, "redis_empty", text)
+		}
+		return true
+	}
+	p.bared = false
+	return false
+}
+
+// whose asks who is pinned: not each time while all is as it should be.
+func (p *redisPrimary) whose(ctx context.Context, st redis.State, serr error) string {
+	steady := serr == nil && p.yields.IsZero() && (st.Writable || st.Linked)
+	if p.who != "" && steady && time.Since(p.asked) < askSteady {
+		return p.who
+	}
+	p.asked = time.Now()
+	who, err := p.primary(ctx)
+	if err != nil {
+		p.log.Debug("ask who is primary failed", "error", err)
+		who = ""
+	}
+	p.who = who
+	return who
 }
 
 func (p *redisPrimary) look(ctx context.Context) (redis.State, error) {

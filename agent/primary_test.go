@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -93,6 +94,16 @@ func (m *redisMesh) node(t *testing.T, id string, s *redistest.Server) *redisNod
 				return "", api.ErrNoLeader
 			}
 			return m.pin, nil
+		},
+		others: func() (ids []string) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			for other := range m.agents {
+				if other != id {
+					ids = append(ids, other)
+				}
+			}
+			return ids
 		},
 		addr: func(machine string) string {
 			m.mu.Lock()
@@ -336,6 +347,27 @@ func TestRedisThatStartsWritable(t *testing.T) {
 	if v := s.Client(t).Get(t.Context(), "k").Val(); v != "v" {
 		t.Errorf("its data are gone: %q", v)
 	}
+
+	// It comes back without its data while another has some: that one would copy
+	// nothing over everything.
+	other := redistest.Start(t, standby...)
+	if _, err := redis.New(proberedis.Server{Addr: other.Addr}, other.Addr, nil).Follow(t.Context(), s.Addr); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the other has the data", func() bool { return other.Client(t).Get(t.Context(), "k").Val() == "v" })
+	m.set(func() { m.agents["c"] = &redisNode{id: "c", server: other} })
+	s.Stop()
+	s = redistest.StartAt(t, s.Addr, standby...)
+	until(t, "people are told", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return strings.Contains(strings.Join(m.notes, " "), "redis_empty")
+	})
+	if writable(t, a) || other.Client(t).Get(t.Context(), "k").Val() != "v" {
+		t.Error("an empty Redis takes writes while another has data")
+	}
+	m.set(func() { delete(m.agents, "c"); t.Logf("events: %q", m.notes) })
+	until(t, "it takes writes when it is alone", func() bool { return writable(t, a) })
 
 	// The leader ends the hold: nothing runs under it any more.
 	m.mu.Lock()

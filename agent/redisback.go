@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
+	"flymesh/agent/api"
 	"flymesh/agent/config"
 	"flymesh/agent/redis"
 	"flymesh/raftstore/state"
@@ -32,10 +34,19 @@ func (a *agent) openRedis() error {
 		return nil
 	}
 	a.primary = &redisPrimary{
-		redis: a.redis, locks: a.locks, lock: redisLock(a.svc.Name), session: "redis-" + a.self.ID, self: a.self.ID,
+		redis: a.redis, locks: a.locks, service: a.svc.Name, lock: api.RedisLock(a.svc.Name), session: "redis-" + a.self.ID, self: a.self.ID,
 		primary: func(ctx context.Context) (string, error) {
 			p, err := a.askPrimary(ctx)
 			return p.Machine, err
+		},
+		others: func() (ids []string) {
+			for id, m := range a.members() {
+				if id != a.self.ID && m.Alive && m.Service == a.svc.Name {
+					ids = append(ids, id)
+				}
+			}
+			slices.Sort(ids)
+			return ids
 		},
 		addr: func(machine string) string { return a.redisOf(machine, addr) },
 		tell: func(ctx context.Context, kind, reason string) {

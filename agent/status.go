@@ -158,6 +158,7 @@ func (a *agent) machineStatus(id, service string, m gossip.Member, now time.Time
 	}
 	ms.Ready, ms.Readiness = ptr(r.Readiness == report.Ready), ptr(r.Readiness.String())
 	ms.CPU, ms.Memory, ms.Queue, ms.AppRole = r.CPU, r.Memory, r.Queue, r.AppRole.String()
+	ms.Replication = r.Replication
 	return ms
 }
 

@@ -52,6 +52,8 @@ type Service struct {
 	Group  string
 	Gated  bool   // loaded machines wait for the leader's admission
 	Owner  string // mesh | proxy
+	// Failover is of a Redis.
+	Failover Failover
 	// Suspend takes machines out by suspending them where the platform allows it.
 	Suspend bool
 	// Regions are where machines are created, each tried when the one before is
@@ -93,9 +95,10 @@ type Leader struct {
 	Options
 	log *slog.Logger
 
-	mu    sync.Mutex // guards view and locks
-	view  *view      // of the running term; nil while another machine leads
-	locks *locks     // of the running term
+	mu        sync.Mutex        // guards all below
+	view      *view             // of the running term; nil while another machine leads
+	locks     *locks            // of the running term
+	primaries map[string]copied // by service: of a Redis, as last heard
 
 	listed  *listings // newest listing by app, of this term
 	deploys *deploys  // what this term knows of deploys

@@ -10,7 +10,8 @@ import (
 )
 
 // place gives every pinned service a primary and keeps it there. A primary
-// moves only when its machine is gone for good, or has not run for PinGrace.
+// moves only when its machine is gone for good, or has not run for PinGrace;
+// that of a Redis as its Failover says.
 func (l *Leader) place(ctx context.Context, t Term) {
 	st := l.Store.State()
 	for _, s := range l.Services {
@@ -20,14 +21,24 @@ func (l *Leader) place(ctx context.Context, t Term) {
 		}
 		ms := l.machines(s)
 		mem := st.Service(name)
-		if mem.Primary != "" && l.keepsPlace(name, mem.Primary, ms) {
+		keep, next, why := false, "", ""
+		switch {
+		case mem.Primary == "":
+		case s.Failover.Managed:
+			keep, next, why = l.keepsRedis(s, mem.Primary, ms)
+		default:
+			keep = l.keepsPlace(name, mem.Primary, ms)
+		}
+		if keep {
 			l.mirror(ctx, s, mem.Primary, ms)
 			continue
 		}
 		if o, ok := st.OpOf(name); ok && o.Kind == state.OpDown {
 			continue // first let the removal end: the choice must not fall on its machine
 		}
-		next, why := l.primary(name, mem.Primary, ms)
+		if next == "" {
+			next, why = l.primary(name, mem.Primary, ms)
+		}
 		if next == "" {
 			continue
 		}

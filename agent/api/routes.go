@@ -122,6 +122,7 @@ func (s *Server) routes(door string) http.Handler {
 		return func(ctx context.Context) (any, error) { return b.Silence(ctx, q) }, nil
 	}))
 	s.lockRoutes(door, handle)
+	s.redisRoutes(door, handle)
 	if door != "mesh" {
 		return mux
 	}

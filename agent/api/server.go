@@ -19,13 +19,14 @@ import (
 // Options of NewServer. An empty address leaves that door shut.
 type Options struct {
 	Backend    Backend
-	Locks      LockBackend // nil: no locks
-	Jobs       JobBackend  // nil: no jobs
-	Raft       Raft        // nil: the paths of the agreement are not served
-	TLS        *tls.Config // of the mesh port; both directions
-	Socket     string      // path of the unix socket
-	Mesh       string      // host:port
-	Health     string      // host:port
+	Locks      LockBackend  // nil: no locks
+	Jobs       JobBackend   // nil: no jobs
+	Redis      RedisBackend // nil: nobody asks about Redis
+	Raft       Raft         // nil: the paths of the agreement are not served
+	TLS        *tls.Config  // of the mesh port; both directions
+	Socket     string       // path of the unix socket
+	Mesh       string       // host:port
+	Health     string       // host:port
 	Gatherer   prometheus.Gatherer
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger

@@ -101,6 +101,8 @@ type MachineStatus struct {
 	ReportAgeMS *int64       `json:"report_age_ms"` // null: never heard
 	Version     *string      `json:"version"`
 	ConfigHash  *string      `json:"config_hash"`
+
+	Replication *report.Replication `json:"replication"` // of its Redis; null: it has none, or it is not known here
 }
 
 // ScaleRequest asks for a size: Delta relative to the machines that run, or Target.

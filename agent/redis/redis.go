@@ -33,6 +33,7 @@ func New(server proberedis.Server, self string, queues []string) *Redis {
 type State struct {
 	report.Replication
 	Writable bool   // clients may write
+	Keys     int64  // in all databases
 	Primary  string // host:port that a replica copies
 }
 
@@ -50,6 +51,13 @@ func (r *Redis) State(ctx context.Context) (State, error) {
 	return stateOf(ctx, c)
 }
 
+// StateOf asks another server of the same service.
+func (r *Redis) StateOf(ctx context.Context, addr string) (State, error) {
+	other := Redis{server: r.server}
+	other.server.Addr = addr
+	return other.State(ctx)
+}
+
 func stateOf(ctx context.Context, c *proberedis.Session) (State, error) {
 	info, err := c.Info(ctx)
 	if err != nil {
@@ -61,6 +69,8 @@ func stateOf(ctx context.Context, c *proberedis.Session) (State, error) {
 	}
 	s := State{Replication: at}
 	s.Writable, _ = info.Writable()
+	keys, _ := info.Keyspace()
+	s.Keys = int64(keys)
 	if host, port := info.Primary(); host != "" {
 		s.Primary = net.JoinHostPort(host, port)
 	}

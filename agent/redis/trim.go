@@ -29,10 +29,11 @@ type Trimmed struct {
 	Cursor  uint64 `json:"cursor"`
 	Matched int64  `json:"matched"`
 	Old     int64  `json:"old"`
-	Bytes   int64  `json:"bytes"` // of the old ones
-	Done    int64  `json:"done"`  // removed, or given an end
-	Kept    int64  `json:"kept"`  // matched, but are a queue's or n8n's own
-	Used    int64  `json:"used"`  // memory afterwards
+	Bytes   int64  `json:"bytes"`  // of the old ones
+	Done    int64  `json:"done"`   // removed, or given an end
+	Kept    int64  `json:"kept"`   // matched, but are a queue's or n8n's own
+	Before  int64  `json:"before"` // memory in use before this call
+	Used    int64  `json:"used"`   // and afterwards
 	Keys    int64  `json:"keys"`
 }
 
@@ -73,6 +74,9 @@ func (r *Redis) Trim(ctx context.Context, t Trim) (Trimmed, error) {
 	}
 	defer c.Close()
 	var out Trimmed
+	if out.Before, err = used(ctx, c); err != nil {
+		return out, err
+	}
 	out.Cursor, err = scan(ctx, c, t.Cursor, t.Match, t.Type, batch, workFor, func(names []string) (bool, error) {
 		var mine []string
 		for _, n := range names {
@@ -90,14 +94,21 @@ func (r *Redis) Trim(ctx context.Context, t Trim) (Trimmed, error) {
 	if err != nil {
 		return out, err
 	}
-	info, err := c.Info(ctx)
-	if err != nil {
-		return out, fmt.Errorf("info: %w", err)
+	if out.Used, err = used(ctx, c); err != nil {
+		return out, err
 	}
-	used, _ := info.Number("used_memory")
-	out.Used = int64(used)
 	out.Keys, err = c.DBSize(ctx).Result()
 	return out, err
+}
+
+// used is the memory in use as maxmemory counts it.
+func used(ctx context.Context, c *proberedis.Session) (int64, error) {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("info: %w", err)
+	}
+	x, err := info.Number("used_memory")
+	return int64(x), err
 }
 
 func trimBatch(ctx context.Context, c *proberedis.Session, t Trim, names []string, out *Trimmed) error {

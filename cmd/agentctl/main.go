@@ -58,6 +58,7 @@ type cli struct {
 	History historyCmd `cmd:"" help:"show what a service did in the last day, with the scaling steps"`
 	Alerts  alertsCmd  `cmd:"" help:"show what people are told, or keep a rule quiet"`
 	lockCommands
+	Redis  redisCmd  `cmd:"" help:"show what fills a Redis, trim it, make its candidate the primary"`
 	Secret secretCmd `cmd:"" help:"make secrets"`
 
 	Demo     demoCmd     `cmd:"" help:"show a whole mesh at work on this computer"`

@@ -51,7 +51,7 @@ func (m *mesh) serve(machine, socket string) (*served, error) {
 		return nil, err
 	}
 	a := m.Agent(machine)
-	s, err := api.NewServer(api.Options{Backend: a, Locks: a, Jobs: a, TLS: conf, Socket: socket, Mesh: "127.0.0.1:0"})
+	s, err := api.NewServer(api.Options{Backend: a, Locks: a, Jobs: a, Redis: a, TLS: conf, Socket: socket, Mesh: "127.0.0.1:0"})
 	if err != nil {
 		return nil, err
 	}

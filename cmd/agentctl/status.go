@@ -106,7 +106,7 @@ func printStatus(w io.Writer, st api.Status) error {
 		t.row(m.ID, m.Service, m.Region, text(m.State), text(m.Readiness), m.Role, yes(m.Pinned), cmp.Or(m.AppRole, "-"), percent(m.CPU), percent(m.Memory),
 			number(m.Queue), heard, text(m.Version), text(m.ConfigHash))
 	}
-	err := t.flush()
+	err := errors.Join(t.flush(), printRedis(w, st.Machines))
 	if len(st.Warnings) > 0 {
 		fmt.Fprintln(w)
 	}
@@ -115,6 +115,43 @@ func printStatus(w io.Writer, st api.Status) error {
 		err = errors.Join(err, werr)
 	}
 	return err
+}
+
+// printRedis shows where each Redis stands, if there is any.
+func printRedis(w io.Writer, ms []api.MachineStatus) error {
+	t := newTable(w)
+	t.row()
+	t.row("REDIS", "SERVICE", "ROLE", "LINK", "BEHIND", "HEARD", "OFFSET", "HISTORY")
+	n := 0
+	for _, m := range ms {
+		r := m.Replication
+		if r == nil {
+			continue
+		}
+		n++
+		role, link := "primary", "no replica"
+		switch {
+		case r.Replica && r.Linked:
+			role, link = "replica", "up"
+		case r.Replica:
+			role, link = "replica", "DOWN"
+		case r.Linked:
+			link = "up"
+		}
+		heard := "-"
+		if r.LagSeconds.OK {
+			heard = idle(r.LagSeconds.X) + " ago"
+		}
+		behind := "-"
+		if r.LagBytes.OK {
+			behind = size(int64(r.LagBytes.X))
+		}
+		t.row(m.ID, m.Service, role, link, behind, heard, fmt.Sprint(r.Offset), fmt.Sprintf("%08x", r.History))
+	}
+	if n == 0 {
+		return nil
+	}
+	return t.flush()
 }
 
 // waits says what keeps a service from being scaled, and for how long still.

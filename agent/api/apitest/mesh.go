@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/agent/redis"
 	"flymesh/leader"
 	"flymesh/leader/decide"
 	"flymesh/probes/report"
@@ -29,7 +30,9 @@ type Mesh struct {
 	names   []string
 	leader  *Agent
 	addrs   map[*Agent]string
-	since   time.Time // without a leader
+	since   time.Time    // without a leader
+	redis   *redis.Redis // of the machine redisAt; nil: there is none
+	redisAt string
 }
 
 // New returns a mesh with the given services, one machine each, and no leader.
