@@ -177,9 +177,11 @@ func (r *roles) program(x emulator.Machine) (runner, app int) {
 
 func (r *roles) pin(x emulator.Machine) {
 	r.t.Helper()
-	if out, code := r.agentctl(x, "pin", "cache", x.ID); code != 0 {
-		r.t.Fatalf("agentctl pin: %d %s", code, out)
-	}
+	// A leader that was elected a moment ago does not know the machines yet.
+	r.until("the pin is moved", 20*time.Second, func() bool {
+		_, code := r.agentctl(x, "pin", "cache", x.ID)
+		return code == 0
+	})
 }
 
 // other returns a machine that is not the primary, and not the leader either

@@ -111,7 +111,18 @@ func TestRoleFaults(t *testing.T) {
 			if f.moves {
 				next := r.other(holder)
 				on = next.ID
-				time.AfterFunc(time.Second, func() { r.pin(next) })
+				moved := make(chan struct{})
+				go func() { // while the fault is there
+					defer close(moved)
+					time.Sleep(time.Second)
+					for end := time.Now().Add(apart); time.Now().Before(end); time.Sleep(time.Second) {
+						if _, code := r.agentctl(next, "pin", "cache", next.ID); code == 0 {
+							return
+						}
+					}
+					t.Error("the pin could not be moved")
+				}()
+				defer func() { <-moved }()
 			}
 			f.do(r, holder)
 			r.faults++
