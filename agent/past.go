@@ -5,12 +5,14 @@ import (
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/leader/history"
 	"flymesh/raftstore/state"
 )
 
 const (
 	pageEvents = 80               // newest events on the page
 	pageRecent = 15 * time.Minute // of the sparklines
+	pagePoints = 60               // of one sparkline, at most twice as many: it is some hundred pixels wide
 )
 
 // History tells the past of a service with the steps that were taken.
@@ -65,11 +67,22 @@ func (a *agent) Page(ctx context.Context) (api.Page, error) {
 	p.Events = events[max(0, len(events)-pageEvents):]
 	for _, s := range a.cfg.Services {
 		rows, step := a.reports.Recent(s.Name, time.Now().Add(-pageRecent))
-		p.Sparks[s.Name] = api.Recent{StepMS: step.Milliseconds(), Rows: rows}
+		rows, every := thinned(rows, pagePoints)
+		p.Sparks[s.Name] = api.Recent{StepMS: step.Milliseconds() * int64(every), Rows: rows}
 		g := s.Targets
 		p.Targets[s.Name] = api.Target{P95: g.P95.Seconds(), ErrorRate: g.ErrorRate, Queue: g.Queue, CPU: g.CPU, Memory: g.Memory}
 	}
 	return p, nil
+}
+
+// thinned keeps every so many rows, counted from the newest, so that about most
+// are left, and says how many that is.
+func thinned(rows []history.Row, most int) (out []history.Row, every int) {
+	every = max(1, len(rows)/most)
+	for i := (len(rows) + every - 1) % every; i < len(rows); i += every {
+		out = append(out, rows[i])
+	}
+	return out, every
 }
 
 // fetchPast copies the leader's history of the day. It is of use for people

@@ -14,7 +14,9 @@ import (
 	"crypto/subtle"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"mime"
@@ -212,7 +214,15 @@ func (p *Page) follow(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Vary", "Accept-Encoding")
 	rc := http.NewResponseController(w)
+	out, flush := io.Writer(w), rc.Flush
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") { // one state is much like the one before
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		defer z.Close()
+		out, flush = z, func() error { return errors.Join(z.Flush(), rc.Flush()) }
+	}
 	if err := rc.SetReadDeadline(time.Time{}); err != nil { // the request is read; the answer goes on
 		return
 	}
@@ -227,10 +237,10 @@ func (p *Page) follow(w http.ResponseWriter, r *http.Request) {
 		if err := rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 			return
 		}
-		if _, err := fmt.Fprintf(w, "retry: 1000\ndata: %s\n\n", b); err != nil {
+		if _, err := fmt.Fprintf(out, "retry: 1000\ndata: %s\n\n", b); err != nil {
 			return
 		}
-		if err := rc.Flush(); err != nil {
+		if err := flush(); err != nil {
 			return
 		}
 		select {
