@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,8 +46,8 @@ func Reap(ctx context.Context) {
 // Options of Start.
 type Options struct {
 	Mark Mark // its environment must carry it; zero: none
-	// Alone says that this process runs one program at a time: whatever
-	// descends from this process is of the program, orphans included.
+	// Alone says that this process runs one program at a time: whatever comes
+	// to descend from this process is of the program, orphans included.
 	Alone bool
 }
 
@@ -55,6 +56,7 @@ type Options struct {
 type Command struct {
 	cmd   *exec.Cmd
 	o     Options
+	older []int // children that this process had before
 	ended chan struct{}
 	err   error // of Wait, once ended is closed
 }
@@ -84,6 +86,9 @@ func start(cmd *exec.Cmd, o Options, attr syscall.SysProcAttr) (*Command, error)
 		Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, Err: cmd.Err,
 		Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr, WaitDelay: time.Second, SysProcAttr: &attr,
 	}}
+	if o.Alone {
+		c.older = table().under(os.Getpid(), nil)
+	}
 	begun := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the signal at the parent's death is of the thread
@@ -142,12 +147,12 @@ func (c *Command) Kill() (gone bool) {
 		if c.o.Alone {
 			root = os.Getpid()
 			for pid, s := range all {
-				if s.dead && s.parent == root && pid != c.PID() {
+				if s.dead && s.parent == root && pid != c.PID() && !slices.Contains(c.older, pid) {
 					_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 				}
 			}
 		}
-		left += killAll(all.under(root)) + len(all.group(c.PID()))
+		left += killAll(all.under(root, c.older)) + len(all.group(c.PID()))
 		select {
 		case <-c.ended:
 			if left == 0 {

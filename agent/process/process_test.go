@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -25,6 +26,11 @@ func TestMain(m *testing.M) {
 	if err := Adopt(); err != nil {
 		panic(err)
 	}
+	older := exec.Command("sleep", "300") // not of the program
+	older.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := older.Start(); err != nil {
+		panic(err)
+	}
 	cmd := exec.Command("sh", "-c", os.Args[2])
 	cmd.Env = append(os.Environ(), TokenEnv+"="+mark.Token, SocketEnv+"="+mark.Socket)
 	c, err := Start(cmd, Options{Mark: mark, Alone: true})
@@ -35,7 +41,8 @@ func TestMain(m *testing.M) {
 	if !bufio.NewScanner(os.Stdin).Scan() {
 		return
 	}
-	fmt.Println("gone", c.Kill(), c.Code())
+	fmt.Println("gone", c.Kill(), c.Code(), Started(older.Process.Pid) > 0)
+	_ = older.Process.Kill()
 }
 
 // runaway is a program that stays, one that leaves its group, and one that
@@ -120,7 +127,7 @@ func TestKillEndsWhatRanAway(t *testing.T) {
 			h := hold(t, m)
 			began := time.Now()
 			fmt.Fprintln(h.in, "kill")
-			if got, want := h.line(t), "gone true 137"; got != want {
+			if got, want := h.line(t), "gone true 137 true"; got != want {
 				t.Errorf("the holder says %q, want %q", got, want)
 			}
 			if n := named(h.name); n > 0 {

@@ -11,6 +11,7 @@ package process
 import (
 	"bytes"
 	"os"
+	"slices"
 	"strconv"
 )
 
@@ -37,15 +38,20 @@ type stat struct {
 	started       uint64 // in the kernel's ticks since boot
 }
 
-// under lists the living processes that descend from one.
-func (p processes) under(root int) (pids []int) {
+// under lists the living processes that descend from one, but not by way of
+// those that are spared.
+func (p processes) under(root int, spared []int) (pids []int) {
 	children := map[int][]int{}
 	for pid, s := range p {
 		children[s.parent] = append(children[s.parent], pid)
 	}
 	for todo := children[root]; len(todo) > 0; {
 		pid := todo[0]
-		todo = append(todo[1:], children[pid]...)
+		todo = todo[1:]
+		if slices.Contains(spared, pid) {
+			continue
+		}
+		todo = append(todo, children[pid]...)
 		if !p[pid].dead {
 			pids = append(pids, pid)
 		}
