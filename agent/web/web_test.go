@@ -235,8 +235,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add("GET", "/", "127.0.0.1:1", "localhost", "")
 	f.Add("GET", "/assets/%2e%2e/web.go", "[::1]:1", "[::1]", "Bearer x")
 	f.Add("OPTIONS", "/v1/history?service=%00", "x", "", "Bearer ")
+	p := newPage(f)
 	f.Fuzz(func(t *testing.T, method, target, from, host, auth string) {
-		p := newPage(t)
 		r, err := http.NewRequest(method, "http://h"+target, http.NoBody)
 		if err != nil || r.URL.Path == "/live" {
 			return

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"flymesh/agent/api"
+	"flymesh/cmd/agentctl/emulator"
 )
 
 // TestPageAndMetrics has a real browser follow a mesh from a machine that does
@@ -49,6 +51,25 @@ func TestPageAndMetrics(t *testing.T) {
 	m.kill(x)
 	b.wait("FOLLOWED", 40*time.Second)
 	t.Logf("browser: %s", b.wait("DONE", 60*time.Second))
+	m.replayed(site)
+}
+
+// replayed holds that what a running mesh tells of its past is a trace that
+// its policy can be tried on.
+func (m *mesh) replayed(x emulator.Machine) {
+	m.t.Helper()
+	ctl := filepath.Join(build(m.t), "agentctl")
+	trace, err := exec.Command(ctl, "--socket", x.Socket, "history", "api", "--csv").Output()
+	if err != nil {
+		m.t.Fatalf("history: %v", err)
+	}
+	cmd := exec.Command(ctl, "simulate", "-", "--config", filepath.Join(m.State(), "mesh.toml"))
+	cmd.Stdin = bytes.NewReader(trace)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "recorded  1 up, 0 down") {
+		m.t.Errorf("simulate: %v\n%s\n%s", err, out, trace)
+	}
+	m.t.Logf("simulate:\n%s", out)
 }
 
 // playwright returns a directory with the module, installed if need be.

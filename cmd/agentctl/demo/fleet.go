@@ -19,6 +19,7 @@ type Mesh interface {
 	Status(ctx context.Context) (api.Status, error)
 	Why(ctx context.Context, service string) (decide.Verdict, error)
 	Events(ctx context.Context, after uint64) ([]state.Event, error)
+	History(ctx context.Context, q api.HistoryQuery) (api.History, error)
 }
 
 // askTimeout bounds one question to one agent.

@@ -50,6 +50,7 @@ type story struct {
 	killing   Killing
 	killed    error             // what went wrong in killing
 	capped    decide.Verdict    // that the cap stops an addition
+	past      []Past            // the mesh's history beside what happened
 	passed    map[string]string // checks that the parts have seen, with what they saw
 	told      chan struct{}     // closed when the parts are over
 }
@@ -219,7 +220,7 @@ func (s *story) fall(ctx context.Context) error {
 	for _, b := range s.loads {
 		s.setRate(b, trickle)
 	}
-	return until(ctx, "one machine of n8n and of embeddings", 60*time.Second, func(ctx context.Context) (bool, string) {
+	err := until(ctx, "one machine of n8n and of embeddings", 60*time.Second, func(ctx context.Context) (bool, string) {
 		st, err := s.mesh.status(ctx)
 		if err != nil {
 			return false, err.Error()
@@ -232,6 +233,10 @@ func (s *story) fall(ctx context.Context) error {
 		}
 		return len(missing) == 0, strings.Join(missing, ", ")
 	})
+	if err == nil {
+		s.past, err = s.agreement(ctx)
+	}
+	return err
 }
 
 func (s *story) setRate(b *bearing, machines float64) {

@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -24,6 +25,7 @@ type Summary struct {
 	Leader         Killing          `json:"leader_killed"`
 	Services       []ServiceSummary `json:"services"`
 	MachineSeconds MachineSeconds   `json:"machine_seconds"`
+	History        []Past           `json:"history"`
 	Checks         []Check          `json:"checks"`
 }
 
@@ -68,7 +70,7 @@ func (s *story) summary(failed error, began time.Time) Summary {
 	now := time.Now()
 	sum := Summary{
 		Seed: s.o.Seed, Seconds: now.Sub(began).Seconds(), Cores: runtime.NumCPU(), Accounting: s.em.Accounting(), Redis: demoapp.RedisServer(),
-		Durations: fastPace.shortened(), Scalings: s.scalings(), Leader: s.killing,
+		Durations: fastPace.shortened(), Scalings: s.scalings(), Leader: s.killing, History: s.past,
 	}
 	usage := s.em.Usage()
 	for _, b := range s.loads {
@@ -170,6 +172,13 @@ func (s *story) checks(sum Summary, failed error) []Check {
 		add(b.Name+" gets -1, -1 when the load is gone", s.steps(b.Name, "down", 3, 2, 1), "%s", s.path(b.Name, "down"))
 	}
 	add("the pinned machine of n8n is untouched", s.pinned != "" && s.untouched() == "", "%s", or(s.untouched(), "same process from begin to end, no request to stop or cordon it"))
+	if len(sum.History) == 0 {
+		add("the history tells what happened", false, "%v", errors.Join(errUnfinished, failed))
+	}
+	for _, p := range sum.History {
+		add("the history of "+p.Service+" tells what happened", p.agrees(), "requests %.0f (its clients %.0f), failed %.0f (%.0f), p95 at its worst %.0f ms (%.0f ms), %d of 4 steps as in the API's log",
+			p.Requests.History, p.Requests.Clients, p.Failed.History, p.Failed.Clients, p.P95.History, p.P95.Clients, len(p.Steps))
+	}
 	add("all within two minutes", sum.Seconds <= limit.Seconds(), "%.0f s", sum.Seconds)
 	return list
 }
@@ -241,7 +250,10 @@ func (sum Summary) print(out *console) {
 	if m.AtCap > 0 {
 		out.text("  %.0f machine-seconds of n8n and embeddings; always at the cap would be %.0f (%.0f %% saved)", m.Spent, m.AtCap, 100*(1-m.Spent/m.AtCap))
 	}
-	out.text("")
+	out.text("\n  The mesh's own history, beside what its clients counted and what the Machines API was asked:\n")
+	for _, p := range sum.History {
+		p.print(out)
+	}
 	for _, c := range sum.Checks {
 		mark := "ok    "
 		if !c.OK {

@@ -25,7 +25,10 @@ async function open(browser, width, scheme) {
   await page.goto(base + "/");
   await page.waitForSelector(".card");
   const first = Date.now() - began;
-  const bytes = await page.evaluate(() => performance.getEntries().reduce((n, e) => n + (e.transferSize || 0), 0));
+  const load = await page.evaluate(() => {
+    const all = performance.getEntries().filter((e) => e.encodedBodySize), sum = (k) => all.reduce((n, e) => n + e[k], 0);
+    return `${all.length} files, ${sum("encodedBodySize")} bytes compressed, ${sum("decodedBodySize")} bytes in all`;
+  });
   const card = page.locator("a.card", { has: page.locator("h2", { hasText: /^api/ }) });
   const size = (n) => card.locator("h2 small", { hasText: new RegExp(`^${n} of at most 3`) });
   await size(1).waitFor({ timeout: 20000 });
@@ -65,5 +68,5 @@ async function open(browser, width, scheme) {
   }
   await browser.close();
   if (bad.length) throw new Error(bad.join("\n"));
-  say(`DONE first state after ${first} ms, ${bytes} bytes`);
+  say(`DONE first state after ${first} ms; ${load}, and the live state`);
 })().catch((e) => { say("FAILED " + e.message.replaceAll("\n", " | ")); process.exit(1); });
