@@ -152,3 +152,22 @@ func (g agents) End(ctx context.Context, machine string, l state.Lock) (bool, st
 	r, err := c.EndLock(ctx, l)
 	return r.Gone, r.Why, err
 }
+
+// lease asks the leader about a lock.
+func (a *agent) lease(ctx context.Context, r leader.LockRequest) (leader.LockAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, leaseTries)
+	defer cancel()
+	self, addr, ok := a.Route()
+	switch {
+	case self:
+		return a.Lease(ctx, r)
+	case !ok:
+		return leader.LockAnswer{}, api.ErrNoLeader
+	}
+	ans, err := a.dial(addr).Lease(ctx, r)
+	var re *api.ResponseError
+	if err != nil && !errors.As(err, &re) {
+		err = fmt.Errorf("ask leader at %s: %w", addr, err)
+	}
+	return ans, err
+}
