@@ -37,7 +37,7 @@ func runTool(t *testing.T, dir string, args ...string) {
 func TestPrometheusRules(t *testing.T) {
 	tool := promtool(t)
 	runTool(t, "prometheus", tool, "check", "rules", "rules.yml")
-	runTool(t, "prometheus", tool, "test", "rules", "rules_test.yml")
+	runTool(t, "prometheus", tool, "test", "rules", "rules_test.yml", "burn_test.yml")
 }
 
 // TestDashboards has promtool parse every expression of every dashboard, as
