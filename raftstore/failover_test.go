@@ -44,12 +44,12 @@ func TestFailover(t *testing.T) {
 	n := envInt("RAFTSTORE_KILLS", 5)
 	for _, c := range []struct {
 		profile raftstore.Profile
-		killed  time.Duration // limit of the median; a voter that is behind doubles it
+		killed  time.Duration // limit of the median
 		limit   time.Duration // of the others' median; a split vote doubles it
 	}{
-		{raftstore.Fast, 700 * time.Millisecond, 1500 * time.Millisecond},
-		{raftstore.Default, 800 * time.Millisecond, 3 * time.Second},
-		{raftstore.Wide, 1600 * time.Millisecond, 6 * time.Second},
+		{raftstore.Fast, 700 * time.Millisecond, 800 * time.Millisecond},
+		{raftstore.Default, 800 * time.Millisecond, 1300 * time.Millisecond},
+		{raftstore.Wide, 1600 * time.Millisecond, 2600 * time.Millisecond},
 	} {
 		for _, how := range []string{"killed", "cut off", "stopped"} {
 			var took []time.Duration

@@ -90,7 +90,7 @@ func (f *fleet) start() {
 		f.gossip.l = append(f.gossip.l, raftstore.Peer{Machine: self.Machine, Boot: self.Boot, App: self.App, Region: "ams", Addr: self.Addr, BootAt: self.BootAt, Eligible: true, Alive: true})
 		f.gossip.mu.Unlock()
 		s, err := raftstore.Open(raftstore.Options{
-			Mesh: "test", Self: self, Network: tcp{l}, Peers: others{f.gossip, self.Machine}, Arbiter: f.reg.Client(0), Profile: raftstore.Fast,
+			Mesh: "test", Self: self, Network: tcp{l}, Peers: others{f.gossip, self.Machine}, Arbiter: f.reg.Client(0),
 			Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), DataDir: f.dirs[i],
 			FormAfter: 50 * time.Millisecond, RecoverAfter: 4 * time.Second, ReadTimeout: 100 * time.Millisecond,
 		})
