@@ -37,11 +37,24 @@ type listing struct {
 type listings struct {
 	mu   sync.Mutex // guards all below
 	m    map[string]listing
-	next chan struct{} // closed at the next change
+	next chan struct{}   // closed at the next change
+	gone map[string]bool // machines that were asked for by ID and are not there
 }
 
 func newListings() *listings {
-	return &listings{m: map[string]listing{}, next: make(chan struct{})}
+	return &listings{m: map[string]listing{}, next: make(chan struct{}), gone: map[string]bool{}}
+}
+
+func (l *listings) bury(machine string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone[machine] = true
+}
+
+func (l *listings) buried(machine string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gone[machine]
 }
 
 func (l *listings) of(app string) (listing, <-chan struct{}) {
@@ -133,8 +146,8 @@ type doubt struct{ machine, service string }
 // this, a machine that was made a moment ago would not count, and one that was
 // stopped a moment ago would still pass for one that serves. So the machines of
 // operations are asked for, of those that are open and those that ended of
-// late; and every machine that is not listed although it was, or speaks, or is a
-// primary: that must not move because a listing is wrong.
+// late; and every machine that is not listed although it was, or was heard of
+// late, or is a primary: that must not move because a listing is wrong.
 func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *state.State) []Machine {
 	all := l.unlisted(app, ms, st)
 	for _, o := range st.Ops {
@@ -168,7 +181,9 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 			ms = append(ms, m)
 		case FaultOf(err) == Gone && i >= 0:
 			ms = slices.Delete(ms, i, i+1)
-		case FaultOf(err) != Gone && i < 0:
+		case FaultOf(err) == Gone:
+			l.listed.bury(d.machine)
+		case i < 0:
 			// It may be there and nobody can say: better one too many.
 			s, _ := l.service(d.service)
 			ms = append(ms, Machine{ID: d.machine, App: app, Group: s.Group, State: "unknown", Created: time.Now()})
@@ -178,14 +193,14 @@ func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *stat
 }
 
 // unlisted returns the machines of an app that a new listing lacks, although the
-// one before had them, the mesh hears them, or they are primaries.
+// one before had them, the mesh remembers them, or they are primaries.
 func (l *Leader) unlisted(app string, ms []Machine, st *state.State) (all []doubt) {
 	there := map[string]bool{}
 	for _, m := range ms {
 		there[m.ID] = true
 	}
 	add := func(id, service string) {
-		if !there[id] {
+		if !there[id] && !l.listed.buried(id) {
 			there[id] = true
 			all = append(all, doubt{id, service})
 		}
@@ -205,8 +220,8 @@ func (l *Leader) unlisted(app string, ms []Machine, st *state.State) (all []doub
 	}
 	l.Reports.with(func(w *window.Window) {
 		for _, id := range w.Machines() {
-			r, age, ok := w.Latest(time.Now(), id)
-			if s, known := l.service(r.Service); ok && known && s.App == app && w.Fresh(age) {
+			r, _, ok := w.Latest(time.Now(), id)
+			if s, known := l.service(r.Service); ok && known && s.App == app {
 				add(id, r.Service)
 			}
 		}

@@ -16,6 +16,11 @@
 // what matters (stop, destroy, metadata and create pass it), and a deploy that
 // finds a machine leased fails in the user's hands. The only lease is the
 // arbiter's, around the founding of an epoch.
+//
+// The client comes over the network with a deploy token. A machine's own
+// /.fly/api would need no token, but what it serves beyond the machine itself
+// is not documented, other apps' machines are out of its reach, and only root
+// may open it: it is not used.
 package flyapi
 
 import (
