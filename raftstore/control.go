@@ -157,9 +157,10 @@ func (c *control) round(ctx context.Context) (bool, error) {
 // for a majority before it does, so that no recovery overlooks one: a change
 // of voters is pending in it until every living voter has it. Without that
 // record no voter is added, and none removed from an even number, whose half
-// would pass for lost. One removed from an odd number may stay in the record a
-// while: the others need as many of them as before. So that does not wait for
-// the API, for which a machine that stops has no time.
+// would pass for lost, or that may live on and take itself for a voter. One
+// that ends is removed from an odd number without: the others need as many of
+// them as before. So a machine that stops, and has no time, need not wait for
+// the API.
 func (c *control) make(ctx context.Context, servers []raft.Server, index uint64, ch change) error {
 	var target raft.Server
 	voters := 0
@@ -175,7 +176,7 @@ func (c *control) make(ctx context.Context, servers []raft.Server, index uint64,
 	if ofVoters {
 		c.setPending(ch.id)
 	}
-	if ofVoters && (ch.kind == stepPromote || voters%2 == 0) {
+	if ofVoters && (ch.kind == stepPromote || voters%2 == 0 || !c.ends(ch.id)) {
 		if err := c.syncRecord(ctx, servers); err != nil {
 			c.setPending("")
 			return err
@@ -233,6 +234,14 @@ func (c *control) wait(ctx context.Context, f func() error) error {
 // caller holds mu.
 func (c *control) isLeaving(machine, boot string, now time.Time) bool {
 	return c.leaving[machine].After(now) || c.leaving[machine+"."+rootBoot(boot)].After(now)
+}
+
+// ends reports whether a server never votes again, or asked to be removed
+// because its process is about to end.
+func (c *control) ends(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.proven[id] || c.leaving[machineOf(id)+"."+rootBoot(bootOf(id))].After(time.Now())
 }
 
 func (c *control) poke() {
