@@ -228,7 +228,7 @@ func TestForgottenVoter(t *testing.T) {
 			}
 			gone := func(limit time.Duration) time.Duration {
 				begin := time.Now()
-				for len(l.up().Status().Voters) != 2 && time.Since(begin) < limit {
+				for len(l.up().Status().Voters) == 3 && time.Since(begin) < limit {
 					time.Sleep(100 * time.Millisecond)
 				}
 				return time.Since(begin)

@@ -7,6 +7,7 @@ package raftnet
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -106,8 +107,10 @@ func (n *Net) change() {
 	n.changed = make(chan struct{})
 }
 
+var errMoved = errors.New("the deadline has moved")
+
 // pass waits until from reaches to.
-func (n *Net) pass(from, to string, done <-chan struct{}, deadline <-chan time.Time) error {
+func (n *Net) pass(from, to string, done <-chan struct{}, deadline <-chan time.Time, moved <-chan struct{}) error {
 	for {
 		n.mu.Lock()
 		cut, changed := n.cut[[2]string{from, to}], n.changed
@@ -121,6 +124,8 @@ func (n *Net) pass(from, to string, done <-chan struct{}, deadline <-chan time.T
 			return net.ErrClosed
 		case <-deadline:
 			return os.ErrDeadlineExceeded
+		case <-moved:
+			return errMoved
 		}
 	}
 }
@@ -161,7 +166,7 @@ func (h *Host) Close() error {
 // Dial connects to an address; nobody there refuses at once.
 func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	for _, way := range [][2]string{{h.addr, addr}, {addr, h.addr}} {
-		if err := h.net.pass(way[0], way[1], ctx.Done(), nil); err != nil {
+		if err := h.net.pass(way[0], way[1], ctx.Done(), nil, nil); err != nil {
 			return nil, ctx.Err()
 		}
 		time.Sleep(h.net.latency)
@@ -213,7 +218,7 @@ func (h *Host) hangUp(remote string) {
 }
 
 func (h *Host) wrap(c net.Conn, remote string) *conn {
-	w := &conn{Conn: c, host: h, remote: remote, done: make(chan struct{})}
+	w := &conn{Conn: c, host: h, remote: remote, done: make(chan struct{}), moved: make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.conns == nil {
@@ -231,24 +236,30 @@ type conn struct {
 	done   chan struct{}
 
 	mu       sync.Mutex
-	deadline time.Time // of writes
+	deadline time.Time     // of writes
+	moved    chan struct{} // closed when the deadline changes
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	c.mu.Lock()
-	at := c.deadline
-	c.mu.Unlock()
-	var deadline <-chan time.Time
-	if !at.IsZero() {
-		t := time.NewTimer(time.Until(at))
-		defer t.Stop()
-		deadline = t.C
-	}
 	time.Sleep(c.host.net.latency)
-	if err := c.host.net.pass(c.host.addr, c.remote, c.done, deadline); err != nil {
-		return 0, err
+	for {
+		c.mu.Lock()
+		at, moved := c.deadline, c.moved
+		c.mu.Unlock()
+		var deadline <-chan time.Time
+		if !at.IsZero() {
+			t := time.NewTimer(time.Until(at))
+			defer t.Stop()
+			deadline = t.C
+		}
+		switch err := c.host.net.pass(c.host.addr, c.remote, c.done, deadline, moved); err {
+		case nil:
+			return c.Conn.Write(b)
+		case errMoved:
+		default:
+			return 0, err
+		}
 	}
-	return c.Conn.Write(b)
 }
 
 func (c *conn) Close() error {
@@ -269,6 +280,8 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	c.deadline = t
+	close(c.moved)
+	c.moved = make(chan struct{})
 	c.mu.Unlock()
 	return c.Conn.SetWriteDeadline(t)
 }
