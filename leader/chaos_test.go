@@ -70,7 +70,7 @@ func (c *chaos) inFlight() map[string]int {
 	ids := c.started()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := map[string]int{}
+	out := map[string]int{"": 1}
 	for _, id := range ids {
 		out[id] = int(20 * c.load["n8n"] / float64(len(ids)))
 	}

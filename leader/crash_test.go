@@ -44,6 +44,9 @@ var journeys = []journey{
 	{"remove", 2, 0, 1, []stage{
 		{state.StepIntent, "get"}, {state.StepCordon, "set_metadata"}, {state.StepCordon, "cordon"}, {state.StepDrain, ""}, {state.StepStopping, "stop"},
 	}},
+	{"suspend", 2, 0, 1, []stage{
+		{state.StepIntent, "get"}, {state.StepCordon, "set_metadata"}, {state.StepCordon, "cordon"}, {state.StepDrain, ""}, {state.StepStopping, "suspend"},
+	}},
 }
 
 // deaths are the moments at which the leader dies around a stage.
@@ -156,7 +159,7 @@ func crash(t *testing.T, j journey, st stage, death string, fault *flytest.Fault
 				o.alerts++
 			}
 		}
-	})
+	}, func(s *stand) { s.svcs[0].Suspend = j.name == "suspend" })
 	return o
 }
 

@@ -42,8 +42,8 @@ func (s *Server) Autostop(app string, every time.Duration) {
 }
 
 // AutostopBy is Autostop for an app without routes: load says, each time, how
-// many requests each machine has in flight, for whatever service its config
-// names first. With them it starts, at each pass, a machine where all that run
+// many requests each machine has in flight, and under "" how many find none, for
+// whatever service its config names first. With them it starts, at each pass, a machine where all that run
 // are over their soft limit.
 func (s *Server) AutostopBy(app string, every time.Duration, load func() map[string]int) {
 	s.proxy(app, every, func(ctx context.Context) {
@@ -202,13 +202,19 @@ func (f *fleet) excess(app, primary string, t traffic) map[string]string {
 // their soft limit; empty: none.
 func (f *fleet) wanted(app string, t traffic) string {
 	f.mu.Lock()
+	running, free := 0, 0
 	for _, m := range f.apps[app].machines {
-		if s := t.service(m); s != nil && m.state == fly.MachineStateStarted && t.inFlight[m.id] <= softLimit(s) {
-			f.mu.Unlock()
-			return ""
+		if s := t.service(m); s != nil && m.state == fly.MachineStateStarted {
+			running++
+			if t.inFlight[m.id] <= softLimit(s) {
+				free++
+			}
 		}
 	}
 	f.mu.Unlock()
+	if free > 0 || running == 0 && t.inFlight[""] == 0 {
+		return ""
+	}
 	return f.sleeper(app, t.service, false)
 }
 
