@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	goredis "github.com/redis/go-redis/v9"
-
 	"flymesh/agent/api"
 	"flymesh/agent/redis"
 	"flymesh/leader"
@@ -149,84 +147,6 @@ func linked(n *redisNode) bool {
 	return err == nil && st.Replica && st.Linked
 }
 
-// noLines takes the library's lines about servers that are meant to be gone.
-type noLines struct{}
-
-func (noLines) Printf(context.Context, string, ...any) {}
-
-var quiet sync.Once
-
-// write is one that a server took.
-type write struct {
-	key        string
-	begin, end time.Time
-}
-
-// watcher tries to write to every server each few milliseconds, and keeps what
-// was taken.
-type watcher struct {
-	mu    sync.Mutex // guards taken
-	taken map[string][]write
-	stop  func()
-}
-
-func watchWrites(t *testing.T, addrs ...string) *watcher {
-	t.Helper()
-	quiet.Do(func() { goredis.SetLogger(noLines{}) })
-	w := &watcher{taken: map[string][]write{}}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for _, addr := range addrs {
-		c := goredis.NewClient(&goredis.Options{Addr: addr, MaxRetries: -1, DialTimeout: 200 * time.Millisecond, DialerRetries: 1})
-		wg.Go(func() {
-			defer c.Close()
-			for i := 0; ctx.Err() == nil; i++ {
-				x := write{key: fmt.Sprintf("w:%s:%d", addr, i), begin: time.Now()}
-				if c.Set(ctx, x.key, "x", 0).Err() == nil {
-					x.end = time.Now()
-					w.mu.Lock()
-					w.taken[addr] = append(w.taken[addr], x)
-					w.mu.Unlock()
-				}
-				time.Sleep(3 * time.Millisecond)
-			}
-		})
-	}
-	w.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
-	t.Cleanup(w.stop)
-	return w
-}
-
-func (w *watcher) by(addr string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.taken[addr])
-}
-
-// turn fails if the first server took a write that began after the second had
-// taken one. gap is how long nobody took any; lost are those that the first
-// took and the second has not.
-func (w *watcher) turn(t *testing.T, first, second *redistest.Server) (gap time.Duration, taken, lost int) {
-	t.Helper()
-	w.stop()
-	a, b := w.taken[first.Addr], w.taken[second.Addr]
-	if len(a) == 0 || len(b) == 0 {
-		t.Fatalf("writes taken: %d and %d", len(a), len(b))
-	}
-	if d := a[len(a)-1].begin.Sub(b[0].end); d > 0 {
-		t.Errorf("two writable primaries for %s", d)
-	}
-	c := second.Client(t)
-	for _, x := range a {
-		n, err := c.Exists(t.Context(), x.key).Result()
-		if err != nil {
-			t.Fatal(err)
-		}
-		lost += 1 - int(n)
-	}
-	return b[0].end.Sub(a[len(a)-1].end), len(a), lost
-}
-
 func TestRedisIsHandedOver(t *testing.T) {
 	t.Parallel()
 	m := newRedisMesh()
@@ -234,11 +154,11 @@ func TestRedisIsHandedOver(t *testing.T) {
 	a, b := m.node(t, "a", sa), m.node(t, "b", sb)
 	until(t, "the pinned one takes writes", func() bool { return writable(t, a) })
 	until(t, "the other copies it", func() bool { return linked(b) })
-	w := watchWrites(t, sa.Addr, sb.Addr)
-	until(t, "writes", func() bool { return w.by(sa.Addr) > 50 })
+	w := redistest.Poll(t, sa.Addr, sb.Addr)
+	until(t, "writes", func() bool { return w.By(sa.Addr) > 50 })
 	m.set(func() { m.pin = "b" })
-	until(t, "the new primary takes writes", func() bool { return w.by(sb.Addr) > 50 })
-	gap, taken, lost := w.turn(t, sa, sb)
+	until(t, "the new primary takes writes", func() bool { return w.By(sb.Addr) > 50 })
+	gap, taken, lost := w.Turn(t, sa.Addr, sb.Addr)
 	until(t, "the old primary copies the new one", func() bool { return linked(a) })
 	t.Logf("switch: no writes for %s; %d writes taken before it, %d lost; full syncs at the new primary %s", gap, taken, lost, sb.Info(t, "stats", "sync_full"))
 	if lost != 0 {
@@ -263,8 +183,8 @@ func TestRedisFailsOver(t *testing.T) {
 	a, b := m.node(t, "a", sa), m.node(t, "b", sb)
 	until(t, "the pinned one takes writes", func() bool { return writable(t, a) })
 	until(t, "the other copies it", func() bool { return linked(b) })
-	w := watchWrites(t, sa.Addr, sb.Addr)
-	until(t, "writes", func() bool { return w.by(sa.Addr) > 200 })
+	w := redistest.Poll(t, sa.Addr, sb.Addr)
+	until(t, "writes", func() bool { return w.By(sa.Addr) > 200 })
 
 	// The machine dies at once: Redis and agent. Nobody is promoted before the
 	// platform says so, which is when the leader frees the lock.
@@ -278,8 +198,8 @@ func TestRedisFailsOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := w.by(sa.Addr)
-	until(t, "writes that are not copied", func() bool { return w.by(sa.Addr) > before+20 })
+	before := w.By(sa.Addr)
+	until(t, "writes that are not copied", func() bool { return w.By(sa.Addr) > before+20 })
 	last, err := a.keeper.look(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -292,17 +212,17 @@ func TestRedisFailsOver(t *testing.T) {
 	// frees the lock.
 	m.set(func() { m.pin = "b" })
 	time.Sleep(time.Second)
-	if n := w.by(sb.Addr); n > 0 {
+	if n := w.By(sb.Addr); n > 0 {
 		t.Errorf("%d writes taken before the old primary was proven gone", n)
 	}
 	m.set(func() { m.lock = state.Lock{} })
-	until(t, "the candidate takes writes", func() bool { return w.by(sb.Addr) > 20 })
+	until(t, "the candidate takes writes", func() bool { return w.By(sb.Addr) > 20 })
 	// The old machine comes back with its old data, and does not take a write.
 	sa2 := redistest.StartAt(t, sa.Addr, standby...)
 	m.set(func() { m.cut["a"] = false })
 	a2 := m.node(t, "a", sa2)
 	until(t, "the old primary copies the new one", func() bool { return linked(a2) })
-	_, taken, lost := w.turn(t, sa, sb)
+	_, taken, lost := w.Turn(t, sa.Addr, sb.Addr)
 	t.Logf("fail-over: %d writes taken by the old primary, %d lost with it; the candidate was %d bytes behind (%d of %d), same history %v",
 		taken, lost, last.Offset-behind.Offset, behind.Offset, last.Offset, last.History == behind.History)
 	if lost < 20 || last.Offset <= behind.Offset || last.History != behind.History {

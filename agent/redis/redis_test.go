@@ -6,7 +6,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -43,13 +42,6 @@ func pair(t *testing.T) (a, b *redistest.Server) {
 	return a, b
 }
 
-// attempt is one write that a client tried.
-type attempt struct {
-	server     string
-	begin, end time.Time
-	taken      bool
-}
-
 // once is a client that tries each command once.
 func once(t *testing.T, s *redistest.Server) *goredis.Client {
 	c := goredis.NewClient(&goredis.Options{Addr: s.Addr, MaxRetries: -1})
@@ -57,69 +49,9 @@ func once(t *testing.T, s *redistest.Server) *goredis.Client {
 	return c
 }
 
-// poll writes to both servers every few milliseconds, until stop is called.
-func poll(t *testing.T, servers ...*redistest.Server) (stop func() []attempt) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	var mu sync.Mutex
-	var all []attempt
-	var wg sync.WaitGroup
-	for _, s := range servers {
-		c := once(t, s)
-		wg.Go(func() {
-			for n := 0; ctx.Err() == nil; n++ {
-				x := attempt{server: s.Addr, begin: time.Now()}
-				x.taken = c.Set(ctx, fmt.Sprintf("poll:%s:%d", s.Addr, n), "x", 0).Err() == nil
-				x.end = time.Now()
-				mu.Lock()
-				all = append(all, x)
-				mu.Unlock()
-				time.Sleep(3 * time.Millisecond)
-			}
-		})
-	}
-	return func() []attempt {
-		cancel()
-		wg.Wait()
-		return all
-	}
-}
-
-// disjoint fails if the first server took a write that began after the second
-// had taken one: then both were writable at a time.
-func disjoint(t *testing.T, all []attempt, first, second *redistest.Server) (gap time.Duration) {
-	t.Helper()
-	var lastBegin, lastEnd, firstBegin, firstEnd time.Time
-	n := map[string]int{}
-	for _, x := range all {
-		if !x.taken {
-			continue
-		}
-		n[x.server]++
-		switch x.server {
-		case first.Addr:
-			if x.begin.After(lastBegin) {
-				lastBegin, lastEnd = x.begin, x.end
-			}
-		case second.Addr:
-			if firstEnd.IsZero() || x.end.Before(firstEnd) {
-				firstBegin, firstEnd = x.begin, x.end
-			}
-		}
-	}
-	if n[first.Addr] == 0 || n[second.Addr] == 0 {
-		t.Fatalf("writes taken: %v", n)
-	}
-	if lastBegin.After(firstEnd) {
-		t.Errorf("two writable primaries for %s: %s took a write that began after %s had taken one", lastBegin.Sub(firstEnd), first.Addr, second.Addr)
-	}
-	return firstBegin.Sub(lastEnd)
-}
-
 func TestHandOverLosesNoWrite(t *testing.T) {
 	a, b := pair(t)
-	stop := poll(t, a, b)
+	w := redistest.Poll(t, a.Addr, b.Addr)
 	// A client that writes to whoever takes it, and remembers what was taken.
 	var taken []string
 	done := make(chan struct{})
@@ -150,7 +82,7 @@ func TestHandOverLosesNoWrite(t *testing.T) {
 	until(t, "the old primary copies the new one", func() bool { s, err := of(a).State(t.Context()); return err == nil && s.Linked })
 	cancel()
 	<-done
-	gap := disjoint(t, stop(), a, b)
+	gap, _, _ := w.Turn(t, a.Addr, b.Addr)
 	lost := 0
 	for _, key := range taken {
 		if cb.Exists(t.Context(), key).Val() == 0 {

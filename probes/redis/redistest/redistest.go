@@ -143,3 +143,27 @@ func Enqueue(t *testing.T, c *redis.Client, prefix string, jobs int, priority fl
 		t.Fatal(err)
 	}
 }
+
+// Age makes every key of a pattern look unused for so long.
+func Age(t *testing.T, c *redis.Client, pattern string, idle time.Duration) {
+	t.Helper()
+	ctx := t.Context()
+	keys := c.Scan(ctx, 0, pattern, 1000).Iterator()
+	var names []string
+	for keys.Next(ctx) {
+		names = append(names, keys.Val())
+	}
+	if err := keys.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range names {
+		ttl := max(0, c.PTTL(ctx, k).Val().Milliseconds()) // none: 0
+		dump, err := c.Dump(ctx, k).Result()
+		if err == nil {
+			err = c.Do(ctx, "restore", k, ttl, dump, "replace", "idletime", int(idle.Seconds())).Err()
+		}
+		if err != nil {
+			t.Fatalf("age %s: %v", k, err)
+		}
+	}
+}
