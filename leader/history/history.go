@@ -130,9 +130,9 @@ func (r *ring) each(from uint32, f func(n uint32, x []float32)) {
 	if newest >= Length && from <= newest-Length {
 		from = newest - Length + 1
 	}
-	for n := max(from, 1); n <= newest; n++ {
-		if slot := int(n % Length); r.at[slot] == n {
-			f(n, r.x[slot*r.cols:(slot+1)*r.cols])
+	for n := uint64(max(from, 1)); n <= uint64(newest); n++ { // wider: the newest may be the last there is
+		if slot := int(n % Length); r.at[slot] == uint32(n) {
+			f(uint32(n), r.x[slot*r.cols:(slot+1)*r.cols])
 		}
 	}
 }
