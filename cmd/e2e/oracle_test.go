@@ -149,3 +149,24 @@ func freeze(pids ...int) (thaw func()) {
 		}
 	}
 }
+
+// TestOracleSees holds that the oracle finds what it is there for.
+func TestOracleSees(t *testing.T) {
+	for _, c := range []struct{ name, lines, want string }{
+		{"one after the other", "5 10 100 100 J@1\n5 10 100 200 J@1\n6 11 201 300 J@2\n", ""},
+		{"frozen, then going on", "5 10 100 150 -\n6 11 201 300 -\n5 10 100 400 -\n", "before process 10 under 5 ended"},
+		{"an old token", "6 10 100 200 -\n5 11 300 400 -\n", "token 5 came after 6"},
+		{"two starts under a token", "5 10 100 200 -\n5 11 300 400 -\n", "token 5 came after 5"},
+		{"a tick twice", "5 10 100 200 J@1\n6 11 300 400 J@1\n", "run J@1 began twice"},
+		{"a line cut off by a kill", "5 10 100 200 -\n5 10 10", ""},
+	} {
+		file := filepath.Join(t.TempDir(), "oracle")
+		if err := os.WriteFile(file, []byte(c.lines), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(broken(oracle(t, file)), "; ")
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
