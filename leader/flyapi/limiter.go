@@ -10,15 +10,17 @@ import (
 
 // The API allows 1 request/s with a burst of 3 per action and machine (or
 // app), and 5/s with a burst of 10 for get, to all clients together. They cannot
-// ask each other, so each takes a part that leaves room for others: one leader
-// that keeps the pace, and one or two that follow it within seconds, or read
-// the epoch record or look for others meanwhile, stay below. The pace is a tenth
-// below what is allowed, for the server counts arrivals, the client departures.
+// ask each other, so each takes a part that leaves room for others: for one who
+// leads a second later, and for those who read the epoch record or look for
+// others meanwhile. Listings are what everybody may ask for, so there it is one
+// at a time. The pace is a tenth below what is allowed, for the server counts
+// arrivals, the client departures.
 const (
 	pace      rate.Limit = 0.9
-	paceBurst            = 1
-	getPace   rate.Limit = 3
-	getBurst             = 4
+	paceBurst            = 2
+	listBurst            = 1
+	getPace   rate.Limit = 4
+	getBurst             = 6
 	// limiterIdle is after how long without a call a limiter is full again.
 	limiterIdle = 5 * time.Second
 	// limitersKept is how many limiters there may be before idle ones go.
@@ -61,8 +63,11 @@ func (l *limits) bucket(k limitKey) *rate.Limiter {
 			}
 		}
 		b = &limit{Limiter: rate.NewLimiter(pace, paceBurst)}
-		if k.action == ActGet {
+		switch k.action {
+		case ActGet:
 			b.Limiter = rate.NewLimiter(getPace, getBurst)
+		case ActList:
+			b.Limiter = rate.NewLimiter(pace, listBurst)
 		}
 		if l.m == nil {
 			l.m = map[limitKey]*limit{}
