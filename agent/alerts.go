@@ -52,6 +52,7 @@ func (a *agent) Alerts(ctx context.Context) (api.Alerts, error) {
 	now := time.Now().UTC()
 	st, rules := a.store.State(), a.cfg.AlertRules()
 	out := api.Alerts{At: now, Rules: len(rules), Alerts: []api.AlertStatus{}, Silences: []api.SilenceInfo{}}
+	rules = append(rules, alert.NoLeader())
 	for _, key := range st.AlertKeys() {
 		s := api.AlertStatus{Alert: st.Alerts[key], Key: key}
 		if i := slices.IndexFunc(rules, func(r alert.Rule) bool { return r.Key() == key }); i >= 0 {

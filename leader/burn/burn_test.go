@@ -175,6 +175,9 @@ func TestACopyGoesOn(t *testing.T) {
 		if h1 != h2 || k1 != k2 || p1 != p2 || h1 != (i == 0) {
 			t.Errorf("%s: the old voter says %t %t %t, the new one %t %t %t", r, h1, k1, p1, h2, k2, p2)
 		}
+		if a, b := old.s.Over(old.now, r.Service, r.Target, r.Long), fresh.s.Over(fresh.now, r.Service, r.Target, r.Long); a != b {
+			t.Errorf("over %s the old voter knows %+v, the new one %+v", r.Long, a, b)
+		}
 	}
 	again, _ := fresh.s.Export()
 	if err := old.s.Import(again); err != nil || len(again) < len(b) {
