@@ -73,10 +73,14 @@ func machine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return Run(ctx, Options{
+	o := Options{
 		Config: cfg, Machine: self, Secret: secret, Tokens: tokens, APIBase: os.Getenv("FLY_FLAPS_BASE_URL"), Version: "test", Supervisor: child,
 		Logger: slog.New(slog.NewJSONHandler(os.Stderr, nil)),
-	})
+	}
+	if os.Getenv("FLYMESH_TEST_FLEET") != "" {
+		return crowded(ctx, o)
+	}
+	return Run(ctx, o)
 }
 
 // sidecar supervises the app at an address and the mesh half that mesh starts.
