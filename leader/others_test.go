@@ -127,6 +127,53 @@ func TestOneMachineForOneOperation(t *testing.T) {
 	})
 }
 
+// TestCreateAcrossADeploy: the answer to a create is lost, and before anybody
+// looks a deploy puts another machine in the new one's place. The operation
+// does not create again; what is there is counted anew.
+func TestCreateAcrossADeploy(t *testing.T) {
+	bubble(t, flytest.FlyTiming(), func(s *stand) {
+		s.lead("v0")
+		s.await("a primary", time.Minute, func() bool { return s.mem().Primary != "" })
+		s.armAt(state.StepCreating, flytest.Fault{Action: "create", Drop: "after", Count: 1})
+		began := false
+		var over <-chan error
+		s.raft.also(func(c state.Command) {
+			if !began && reaches(c, state.StepCreating) {
+				began = true
+				go func() {
+					for s.calls("create") == 0 {
+						time.Sleep(10 * time.Millisecond)
+					}
+					s.fault(flytest.Fault{Action: "list", Status: 500}) // nobody can look for a moment
+					time.Sleep(9 * time.Second)
+					over = s.deploy(flytest.Deploy{Strategy: "bluegreen"})
+					time.Sleep(4 * time.Second)
+					s.api.ClearFaults()
+				}()
+			}
+		})
+		s.scale(2)
+		s.await("two machines", 20*time.Minute, func() bool {
+			return len(s.started()) == 2 && len(s.raft.state().Ops) == 0 && s.mem().Manual == nil
+		})
+		if over == nil {
+			t.Fatal("there was no deploy")
+		}
+		made := map[string]int{}
+		for _, r := range s.api.Requests() {
+			if r.Action == "create" && r.UserAgent != "flyctl (emulated)" {
+				if made[r.Name]++; made[r.Name] > 1 {
+					t.Errorf("%s was asked for %d times\n%s", r.Name, made[r.Name], s.story())
+				}
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		if n := len(s.started()); n != 2 {
+			t.Errorf("%d machines run in the end, want 2\n%s", n, s.story())
+		}
+	})
+}
+
 // TestNameIsTaken: a machine that somebody else made has the name that an
 // operation wants. It is left alone, and the next operation makes its own.
 func TestNameIsTaken(t *testing.T) {

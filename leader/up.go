@@ -145,6 +145,10 @@ func (d *driver) create(ctx context.Context, s Service, op state.Op) error {
 			return d.advance(ctx, op, state.StepBooting, m.ID, "adopted "+op.Name)
 		}
 	}
+	if op.Waited > 0 {
+		// It may have been made, and the deploy have put another in its place.
+		return d.finish(ctx, op, state.Abandoned, "a deploy came in between; what is wanted is decided anew", nil)
+	}
 	if full, why := d.full(s, ms, ""); full {
 		return d.finish(ctx, op, state.Abandoned, why, nil)
 	}
