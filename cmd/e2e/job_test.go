@@ -60,7 +60,7 @@ var tickFaults = []tickFault{
 	}, true, state.RunDone},
 	{"kill -9 every agent before the tick", -time.Second, killAgents, true, state.RunDone},
 	{"kill -9 every agent after the tick", 1200 * time.Millisecond, killAgents, false, ""},
-	{"an outage of 20 s over the tick, all state lost", -5 * time.Second, func(m *mesh, _, _ emulator.Machine) {
+	{"an outage of 20 s over the tick, all state lost", -14 * time.Second, func(m *mesh, _, _ emulator.Machine) {
 		var keepers []int
 		for _, x := range m.running() {
 			p := m.procs(x)
@@ -112,8 +112,8 @@ misfire = "50s"
 			m.t = t
 			s := m.settle(90 * time.Second)
 			m.until("no run is under way", time.Minute, func() bool { j, ok := m.job(); return ok && j.Running == nil && !j.Last.IsZero() })
-			tick := time.Now().Add(7 * time.Second).Truncate(time.Minute).Add(time.Minute)
-			time.Sleep(time.Until(tick) - 6*time.Second)
+			tick := time.Now().Add(17 * time.Second).Truncate(time.Minute).Add(time.Minute)
+			time.Sleep(time.Until(tick) - 16*time.Second)
 			if next, why := m.settled(); why == "" {
 				s = next // a leader may have come meanwhile
 			}
