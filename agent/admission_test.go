@@ -57,13 +57,18 @@ type mesh struct {
 
 func newMesh(t *testing.T) *mesh {
 	t.Helper()
+	return newMeshOf(t, meshFile)
+}
+
+func newMeshOf(t *testing.T, file string) *mesh {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "mesh-") // short: sockets are in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "mesh.toml")
-	if err := os.WriteFile(path, []byte(meshFile), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	processes, err := flytest.NewProcesses(flytest.ProcessOptions{Dir: dir, NoCgroups: true})
