@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 
 // program signs in a file until it is told to end, and leaves one behind that
 // does the same. A file "stubborn" beside it keeps it from ending; one named
-// after its role makes it exit with 7.
+// after its role makes it exit with 7, and "over" all of them.
 func program(file string) {
 	said := os.Getenv(api.RoleEnv) + " " + os.Getenv(api.LockTokenEnv)
 	if os.Getenv("LEFT") == "" {
@@ -54,6 +54,9 @@ func program(file string) {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
 	for {
+		if _, err := os.Stat(file + ".over"); err == nil {
+			os.Exit(0)
+		}
 		f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
 			return
@@ -178,7 +181,14 @@ func start(t *testing.T, m *model, name string) *machine {
 		t.Fatal(err)
 	}
 	go func() { _ = r.Wait(); r.code <- r.ProcessState.ExitCode() }()
-	t.Cleanup(func() { _ = r.Process.Kill() })
+	t.Cleanup(func() {
+		_ = r.Process.Kill()
+		_ = os.WriteFile(r.file+".over", nil, 0o600) // for what it leaves behind
+		until(t, "nobody signs", func() bool {
+			s := r.signs()
+			return len(s) == 0 || time.Since(time.Unix(0, s[len(s)-1].at)) > 300*time.Millisecond
+		})
+	})
 	return r
 }
 
