@@ -117,7 +117,7 @@ func TestLockOracle(t *testing.T) {
 	}
 	m.t = t
 	all := oracle(t, file)
-	t.Logf("%d faults, %d holds of one lock: no overlap, growing tokens", faults, len(all))
+	t.Logf("%d faults, %d holds of one lock, %d breaches", faults, len(all), len(broken(all)))
 	table.add(row{scenario: "locks", from: m.record().Epoch, to: m.record().Epoch, note: fmt.Sprintf("%d faults, %d holds of one lock, %d breaches", faults, len(all), len(broken(all)))})
 }
 
