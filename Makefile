@@ -41,10 +41,11 @@ check: ## format, vet, staticcheck
 
 seeds: ## the long forms of the bubble tests: every crash case, 2,000 schedules of raft and of locks
 	FLYMESH_MATRIX_SHARE=1 $(GO) test ./leader -run 'CrashMatrix' -timeout 30m
+	FLYMESH_SEEDS=2000 $(GO) test ./leader -run 'LockHistories' -timeout 20m
 	RAFTSTORE_SEEDS=2000 $(GO) test ./raftstore -run 'Chaos' -timeout 60m
 
-e2e: ## every scenario with real processes: kills, freezes, deploys, outages, partitions
-	FLYMESH_E2E=1 $(GO) test -count=1 -v -timeout 30m ./cmd/e2e
+e2e: ## every scenario with real processes: kills, freezes, deploys, outages, partitions (an hour)
+	FLYMESH_E2E=1 $(GO) test -count=1 -v -timeout 90m ./cmd/e2e
 
 bench: build ## figures: policy, sketches, the cost of an idle agent, fail-over, the proxy beside nginx
 	$(GO) test -run '^$$' -bench . -benchmem ./leader/decide ./leader/window
