@@ -47,9 +47,10 @@ seeds: ## the long forms of the bubble tests: every crash case, 2,000 schedules 
 e2e: ## every scenario with real processes: kills, freezes, deploys, outages, partitions (an hour)
 	FLYMESH_E2E=1 $(GO) test -count=1 -v -timeout 90m ./cmd/e2e
 
-bench: build ## figures: policy, sketches, the cost of an idle agent, fail-over, the proxy beside nginx
+bench: build ## figures: policy, sketches, the proxy beside nginx, a voter's memory, an idle agent, fail-over
 	$(GO) test -run '^$$' -bench . -benchmem ./leader/decide ./leader/window
 	FLYMESH_BENCH=1 $(GO) test -run BesideNginx -v ./agent/proxy
+	FLYMESH_BENCH=1 $(GO) test -run TestMemory -v ./agent
 	bin/agentctl bench
 
 N8N ?= .cache/n8n
