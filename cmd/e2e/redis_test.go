@@ -57,7 +57,8 @@ func newRedis(t *testing.T) *pairOfRedis {
 	return p
 }
 
-// pair waits until status shows one primary and one linked replica, both ready.
+// pair waits until status shows one primary and one linked replica, both ready
+// and in one history: their reports are not of one moment.
 func (p *pairOfRedis) pair(limit time.Duration) (primary, replica emulator.Machine) {
 	p.t.Helper()
 	p.until("a primary and its linked replica", limit, func() bool {
@@ -67,7 +68,11 @@ func (p *pairOfRedis) pair(limit time.Duration) (primary, replica emulator.Machi
 			if errs[i] != nil || all[i].Leader == nil {
 				continue
 			}
+			var histories []uint32
 			for _, x := range all[i].Machines {
+				if x.Replication != nil && x.Replication.Linked {
+					histories = append(histories, x.Replication.History)
+				}
 				switch r := x.Replication; {
 				case r == nil || x.Ready == nil || !*x.Ready:
 				case !r.Replica && x.Pinned:
@@ -76,9 +81,9 @@ func (p *pairOfRedis) pair(limit time.Duration) (primary, replica emulator.Machi
 					replica = p.byID(x.ID)
 				}
 			}
-			break
+			return primary.ID != "" && replica.ID != "" && len(histories) == 2 && histories[0] == histories[1]
 		}
-		return primary.ID != "" && replica.ID != ""
+		return false
 	})
 	return primary, replica
 }
