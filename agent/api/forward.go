@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,7 +27,13 @@ const (
 	dialTimeout    = 2 * time.Second
 	forwardTimeout = 8 * time.Second
 	statusTimeout  = 4 * time.Second
+
+	routeEvery = 200 * time.Millisecond // how soon it is seen that another leads
 )
+
+// errMoved means that another machine leads than the one that was asked: a
+// frozen leader does not end its connections.
+var errMoved = errors.New("another machine leads now")
 
 // work answers a request that has been read and checked.
 type work func(ctx context.Context) (any, error)
@@ -34,7 +41,8 @@ type work func(ctx context.Context) (any, error)
 // leading answers on the leader and forwards elsewhere. The request is checked
 // first, so that a mistake is told even where nobody leads.
 func (s *Server) leading(most int64, parse func(r *http.Request, body []byte) (work, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
+	var serve http.HandlerFunc
+	serve = func(w http.ResponseWriter, r *http.Request) {
 		var do work
 		body, err := readBody(w, r, most)
 		if err == nil {
@@ -66,12 +74,16 @@ func (s *Server) leading(most int64, parse func(r *http.Request, body []byte) (w
 		ctx, cancel := context.WithTimeout(r.Context(), forwardTimeout)
 		defer cancel()
 		resp, err := s.forward(ctx, r, addr, body, hops)
-		if err != nil {
+		switch {
+		case errors.Is(err, errMoved):
+			serve(w, r)
+		case err != nil:
 			writeProblem(w, problemOf(err))
-			return
+		default:
+			resp.write(w)
 		}
-		resp.write(w)
 	}
+	return serve
 }
 
 // serveStatus answers like the other leader requests, but never fails for want
@@ -100,6 +112,10 @@ func (s *Server) serveStatus(w http.ResponseWriter, r *http.Request) {
 		resp, err := s.forward(ctx, r, addr, nil, hops)
 		if err == nil && resp.status == http.StatusOK {
 			resp.write(w)
+			return
+		}
+		if errors.Is(err, errMoved) {
+			s.serveStatus(w, r)
 			return
 		}
 		if err == nil {
@@ -167,17 +183,21 @@ func (r *response) write(w http.ResponseWriter) {
 
 // forward sends the request to another agent's mesh port. If the connection
 // could not be made nothing was done, and the error is ErrNoLeader; if it
-// broke later, a command's outcome is not known.
+// broke later, a command's outcome is not known. It gives up when another
+// machine leads, with errMoved for a question.
 func (s *Server) forward(ctx context.Context, r *http.Request, addr string, body []byte, hops int) (*response, error) {
 	if hops >= maxHops || s.o.TLS == nil || s.mesh != nil && addr == s.mesh.l.Addr().String() {
 		return nil, s.noLeader(nil)
 	}
+	ctx, moved := context.WithCancelCause(ctx)
+	defer moved(nil)
+	go s.watchRoute(ctx, addr, moved)
 	conf := s.o.TLS.Clone()
 	conf.NextProtos = []string{protoHTTP}
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: conf}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return nil, s.noLeader(fmt.Errorf("no leader answers at %s: %w", addr, err))
+		return nil, unlessMoved(ctx, r, s.noLeader(fmt.Errorf("no leader answers at %s: %w", addr, err)))
 	}
 	tr := &http.Transport{
 		DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
@@ -194,12 +214,12 @@ func (s *Server) forward(ctx context.Context, r *http.Request, addr string, body
 	q.Header.Set("Content-Type", "application/json")
 	resp, err := tr.RoundTrip(q)
 	if err != nil {
-		return nil, lost(r.Method, addr, err)
+		return nil, unlessMoved(ctx, r, lost(r.Method, addr, cmp.Or(context.Cause(ctx), err)))
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, lost(r.Method, addr, err)
+		return nil, unlessMoved(ctx, r, lost(r.Method, addr, cmp.Or(context.Cause(ctx), err)))
 	}
 	return &response{resp.StatusCode, resp.Header.Get("Content-Type"), b}, nil
 }
@@ -212,6 +232,32 @@ func lost(method, addr string, err error) error {
 	}
 	return &unknownError{fmt.Sprintf(
 		"the agent at %s stopped answering, so the command may or may not have been carried out; see the events: %v", addr, err)}
+}
+
+// watchRoute calls moved once the leader is not at addr any more.
+func (s *Server) watchRoute(ctx context.Context, addr string, moved context.CancelCauseFunc) {
+	t := time.NewTicker(routeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if self, now, ok := s.o.Backend.Route(); self || ok && now != addr {
+			moved(errMoved)
+			return
+		}
+	}
+}
+
+// unlessMoved is err, or errMoved for a question that another machine can
+// answer.
+func unlessMoved(ctx context.Context, r *http.Request, err error) error {
+	if r.Method == http.MethodGet && errors.Is(context.Cause(ctx), errMoved) {
+		return errMoved
+	}
+	return err
 }
 
 func hopsOf(r *http.Request) (int, error) {

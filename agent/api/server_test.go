@@ -262,6 +262,62 @@ func TestLostAnswerIsUnknown(t *testing.T) {
 	}
 }
 
+// A frozen leader keeps its connections. Who asked it asks the next one; what
+// became of a command is not known.
+func TestFrozenLeader(t *testing.T) {
+	conf := withProto(tlsOf(t, 0, "m0"), "http/1.1")
+	l, err := tls.Listen("tcp", "127.0.0.1:0", conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan net.Conn, 3)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.ReadAtLeast(c, make([]byte, 4096), 100)
+			asked <- c // and no answer
+		}
+	}()
+	m := apitest.New("n8n")
+	d, next := serve(t, m.Agent("m1"), "m1"), serve(t, m.Agent("m2"), "m2")
+	m.Lead(m.Agent("m0"), l.Addr().String())
+	fails := make(chan error, 3)
+	go func() {
+		st, err := d.socket.Status(t.Context())
+		if err == nil && (st.Leader == nil || st.Leader.Machine != "m2") {
+			err = fmt.Errorf("leader in the status: %+v", st.Leader)
+		}
+		fails <- err
+	}()
+	go func() {
+		_, err := d.socket.Events(t.Context(), 0)
+		fails <- err
+	}()
+	go func() {
+		_, err := d.socket.Scale(t.Context(), api.ScaleRequest{Service: "n8n", Delta: 1})
+		var re *api.ResponseError
+		if errors.As(err, &re) && re.Code == api.CodeUnknown && strings.Contains(re.Error(), "another machine leads now") {
+			err = nil
+		} else {
+			err = fmt.Errorf("scale: %w", err)
+		}
+		fails <- err
+	}()
+	for range cap(asked) {
+		defer (<-asked).Close()
+	}
+	m.Lead(next.agent, next.mesh)
+	for range cap(fails) {
+		if err := <-fails; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // misled takes another machine for the leader, whoever leads.
 type misled struct {
 	*apitest.Agent
