@@ -79,11 +79,12 @@ func commandLines(text string) (lines []string) {
 }
 
 // parses reads a command line as far as its comment, which stands after two
-// spaces or a #. Alternatives such as list|run are held apart.
+// spaces or a #, or as the shell goes on with its output. Alternatives such as list|run are held apart.
 func parses(line string) error {
 	line, _, _ = strings.Cut(line, "  ")
 	line, _, _ = strings.Cut(line, " #")
 	line, _, _ = strings.Cut(line, " | ")
+	line, _, _ = strings.Cut(line, " > ")
 	for _, word := range strings.Fields(line) {
 		if strings.Contains(word, "|") {
 			for _, one := range strings.Split(word, "|") {

@@ -1,6 +1,7 @@
 package flytest_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,16 +33,17 @@ func TestAutostopByLoad(t *testing.T) {
 			}
 			return ids
 		}
-		total := 10
+		var total atomic.Int64
+		total.Store(10)
 		s.AutostopBy("web", time.Minute, func() map[string]int {
 			load := map[string]int{}
 			for _, id := range running() {
-				load[id] = total / len(running())
+				load[id] = int(total.Load()) / len(running())
 			}
 			return load
 		})
 		for _, step := range []struct{ load, want int }{{10, 2}, {10, 1}, {10, 1}, {70, 2}, {70, 3}, {70, 3}, {0, 2}, {0, 1}, {0, 0}} {
-			total = step.load
+			total.Store(int64(step.load))
 			time.Sleep(time.Minute + time.Second)
 			if n := len(running()); n != step.want {
 				t.Errorf("%d machines run under a load of %d, want %d", n, step.load, step.want)
