@@ -65,6 +65,8 @@ func TestSilentHolderIsFencedByThePlatform(t *testing.T) {
 				t.Fatalf("the fenced lock was granted %s after its holder froze, and its machine runs\n%s", time.Since(from), s.story())
 			} else if strings.Contains(a.Why, "cannot be stopped") {
 				told = a.Why
+			} else if told != "" && a.Why != "" { // empty: the answer was lost
+				t.Errorf("after %q who asks for the lock is told %q", told, a.Why)
 			}
 			time.Sleep(2 * time.Second)
 		}

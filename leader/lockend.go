@@ -119,7 +119,9 @@ func (k *locks) fence(ctx context.Context, lock state.Lock, m Machine, why strin
 	k.mu.Lock()
 	k.stops[lock.Token] = stopCall{time.Now(), err}
 	k.mu.Unlock()
-	k.say(lock.Name, "its machine "+m.ID+" is being stopped")
+	if !told { // else what came of the last try is what people want to know
+		k.say(lock.Name, "its machine "+m.ID+" is being stopped")
+	}
 	return nil
 }
 
