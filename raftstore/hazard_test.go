@@ -64,12 +64,18 @@ func (s plainStream) Dial(a raft.ServerAddress, d time.Duration) (net.Conn, erro
 
 func startPlain(t *testing.T, n *raftnet.Net, id, addr string, store *raft.InmemStore) *plainNode {
 	t.Helper()
+	return startOver(t, n, id, addr, store, func(t *raft.NetworkTransport) raft.Transport { return t })
+}
+
+// startOver starts a plain node over another transport than its own.
+func startOver(t *testing.T, n *raftnet.Net, id, addr string, store *raft.InmemStore, over func(*raft.NetworkTransport) raft.Transport) *plainNode {
+	t.Helper()
 	p := &plainNode{id: id, host: n.Listen(addr), log: &plainLog{}, store: store}
 	p.trans = raft.NewNetworkTransportWithLogger(plainStream{p.host}, 3, time.Second, hclog.NewNullLogger())
 	c := raft.DefaultConfig()
 	c.LocalID, c.Logger = raft.ServerID(id), hclog.NewNullLogger()
 	var err error
-	if p.raft, err = raft.NewRaft(c, p.log, store, store, raft.NewInmemSnapshotStore(), p.trans); err != nil {
+	if p.raft, err = raft.NewRaft(c, p.log, store, store, raft.NewInmemSnapshotStore(), over(p.trans)); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -199,6 +205,61 @@ func TestTwoVotersBlankWithinASecond(t *testing.T) {
 		s.voters(3, 10*time.Second)
 		s.stopAll()
 	})
+}
+
+// TestVoterThatNotAllKnow: the leader dies when one voter has the entry that
+// made it a voter and the other lacks it. A majority lives, but on plain raft
+// neither votes for the other.
+func TestVoterThatNotAllKnow(t *testing.T) {
+	plain := func(t *raft.NetworkTransport) raft.Transport { return t }
+	for _, c := range []struct {
+		name  string
+		over  func(*raft.NetworkTransport) raft.Transport
+		stand raft.ServerSuffrage // of the new voter as the other knows it
+		want  bool
+	}{
+		{"plain raft", plain, raft.Nonvoter, false},
+		{"as stand-by", raftstore.Transport, raft.Nonvoter, true},
+		{"not at all", raftstore.Transport, raft.Staging, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := raftnet.New(500 * time.Microsecond)
+				server := func(id string, s raft.ServerSuffrage) raft.Server {
+					return raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(id), Suffrage: s}
+				}
+				before := raft.Configuration{Servers: []raft.Server{server("a", raft.Voter), server("b", raft.Voter)}}
+				if c.stand == raft.Nonvoter {
+					before.Servers = append(before.Servers, server("c", c.stand))
+				}
+				after := raft.Configuration{Servers: []raft.Server{server("a", raft.Voter), server("b", raft.Voter), server("c", raft.Voter)}}
+				var nodes []*plainNode
+				for id, confs := range map[string][]raft.Configuration{"b": {before}, "c": {before, after}} {
+					store := raft.NewInmemStore()
+					if err := store.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+						t.Fatal(err)
+					}
+					for i, conf := range confs {
+						if err := store.StoreLog(&raft.Log{Index: uint64(i + 1), Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(conf)}); err != nil {
+							t.Fatal(err)
+						}
+					}
+					nodes = append(nodes, startOver(t, n, id, id, store, c.over))
+				}
+				time.Sleep(time.Minute)
+				leads := false
+				for _, p := range nodes {
+					leads = leads || p.raft.State() == raft.Leader
+				}
+				if leads != c.want {
+					t.Errorf("after a minute somebody leads: %t, want %t", leads, c.want)
+				}
+				for _, p := range nodes {
+					p.stop()
+				}
+			})
+		})
+	}
 }
 
 // TestForgottenVoter: a voter dies and gossip forgets it (autopilot would keep

@@ -26,6 +26,34 @@ var (
 	_ raft.WithClose   = transport{}
 )
 
+// A voter that was added is in its own configuration before it is in that of a
+// voter which lacks the entry. Raft asks who is in one's configuration before
+// it looks at logs, so if the leader dies just then, neither can get the votes
+// of the other for ever, though a majority lives. The log alone decides here,
+// as in section 4.2.2 of Ongaro's thesis: a removed server lacks the entry that
+// removed it, and whoever hears a leader refuses before that.
+
+// RequestVote implements raft.Transport. Raft takes a candidate without ID for
+// one of its configuration.
+func (t transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	anybody := *args
+	anybody.ID = nil
+	return t.NetworkTransport.RequestVote(id, target, &anybody, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote. Here raft wants an ID: who is
+// refused asks again by the one that the asked voter surely knows, its own.
+func (t transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	err := t.NetworkTransport.RequestPreVote(id, target, args, resp)
+	if err != nil || resp.Granted {
+		return err
+	}
+	known := *args
+	known.ID = []byte(id)
+	*resp = raft.RequestPreVoteResponse{}
+	return t.NetworkTransport.RequestPreVote(id, target, &known, resp)
+}
+
 // SetHeartbeatHandler implements raft.Transport and does nothing, so
 // heartbeats go through the main loop like every other request.
 func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
