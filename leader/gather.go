@@ -147,7 +147,7 @@ type doubt struct{ machine, service string }
 // stopped a moment ago would still pass for one that serves. So the machines of
 // operations are asked for, of those that are open and those that ended of
 // late; and every machine that is not listed although it was, or was heard of
-// late, or is a primary: that must not move because a listing is wrong.
+// within a day, or is a primary: that must not move because a listing is wrong.
 func (l *Leader) recheck(ctx context.Context, app string, ms []Machine, st *state.State) []Machine {
 	all := l.unlisted(app, ms, st)
 	for _, o := range st.Ops {
@@ -216,6 +216,9 @@ func (l *Leader) unlisted(app string, ms []Machine, st *state.State) (all []doub
 			if m.State != "destroyed" {
 				add(m.ID, s.Policy.Name)
 			}
+		}
+		for _, id := range l.Reports.heardToday(s.Policy.Name) {
+			add(id, s.Policy.Name)
 		}
 	}
 	l.Reports.with(func(w *window.Window) {

@@ -60,6 +60,12 @@ func (r *Reports) PastOfMachines(service string, since time.Time) map[string][]h
 	return out
 }
 
+// heardToday returns the machines of a service that have spoken within a day.
+func (r *Reports) heardToday(service string) (ids []string) {
+	r.with(func(*window.Window) { ids = r.h.MachinesOf(service) })
+	return ids
+}
+
 // Burnt returns what is known of a goal over the span that ends now.
 func (r *Reports) Burnt(now time.Time, g burn.Goal, span time.Duration) (u burn.Use) {
 	r.with(func(*window.Window) { u = r.b.Over(now, g.Service, g.Target, span) })
