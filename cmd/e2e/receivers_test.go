@@ -19,6 +19,25 @@ import (
 	"flymesh/leader/notify"
 )
 
+// runBeside runs a real program until the test ends, and shows what it said if
+// the test failed. What it says is returned as it grows.
+func runBeside(t *testing.T, cmd *exec.Cmd) *bytes.Buffer {
+	t.Helper()
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s:\n%s", cmd.Path, log.String())
+		}
+	})
+	return &log
+}
+
 // alertmanager starts a real one and returns its URL.
 func alertmanager(t *testing.T) string {
 	t.Helper()
@@ -29,18 +48,7 @@ func alertmanager(t *testing.T) string {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "--config.file="+file, "--storage.path="+dir, "--web.listen-address="+addr, "--cluster.listen-address=")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("alertmanager:\n%s", log.String())
-		}
-	})
+	log := runBeside(t, cmd)
 	url := "http://" + addr
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if resp, err := http.Get(url + "/-/ready"); err == nil {
